@@ -1,0 +1,71 @@
+"""nasengine: differentiable neural architecture search.
+
+Every verb of the command line is a function here: `search`, `train`, `show`, `list`. The names are loaded on use, so that importing the
+package stays light.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nasengine.algorithm import Algorithm as Algorithm
+    from nasengine.algorithm import StepInfo as StepInfo
+    from nasengine.architecture import Architecture as Architecture
+    from nasengine.architecture import Choice as Choice
+    from nasengine.errors import NasengineError as NasengineError
+    from nasengine.listing import list as list
+    from nasengine.listing import show as show
+    from nasengine.loop import Observer as Observer
+    from nasengine.registry import ALGORITHMS as ALGORITHMS
+    from nasengine.registry import SPACES as SPACES
+    from nasengine.searching import search as search
+    from nasengine.space import Space as Space
+    from nasengine.supernet import MixedOp as MixedOp
+    from nasengine.supernet import Shared as Shared
+    from nasengine.supernet import Supernet as Supernet
+    from nasengine.task import DataSettings as DataSettings
+    from nasengine.task import Dataset as Dataset
+    from nasengine.task import Shapes as Shapes
+    from nasengine.task import Task as Task
+    from nasengine.task import load_task as load_task
+    from nasengine.training import train as train
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "ALGORITHMS": "registry",
+    "Algorithm": "algorithm",
+    "Architecture": "architecture",
+    "Choice": "architecture",
+    "DataSettings": "task",
+    "Dataset": "task",
+    "MixedOp": "supernet",
+    "NasengineError": "errors",
+    "Observer": "loop",
+    "SPACES": "registry",
+    "Shapes": "task",
+    "Shared": "supernet",
+    "Space": "space",
+    "StepInfo": "algorithm",
+    "Supernet": "supernet",
+    "Task": "task",
+    "list": "listing",
+    "load_task": "task",
+    "search": "searching",
+    "show": "listing",
+    "train": "training",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'nasengine' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"nasengine.{_HOME[name]}"), name)
+
+
+def __dir__() -> Any:
+    return sorted([*globals(), *_HOME])

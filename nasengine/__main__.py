@@ -1,0 +1,5 @@
+"""`python -m nasengine`."""
+
+from nasengine._cli.main import run
+
+run()

@@ -1,0 +1,72 @@
+"""`--dry-run`: what a search or a training would cost, from a few real steps."""
+
+from __future__ import annotations
+
+import torch
+import typer
+
+from nasengine import cost
+from nasengine.algorithm import state_dict
+from nasengine.config import TrainSettings
+from nasengine.searching import SearchJob, SearchPlan
+from nasengine.seeding import generator
+from nasengine.space import Space
+from nasengine.training import TrainJob, TrainPlan
+from nasengine.architecture import Architecture
+from nasengine.task import Task
+
+_PROBE_BATCH = 8
+
+
+def search_cost(plan: SearchPlan) -> None:
+    """Prints the cost of the supernet's search, and of training a random architecture of its space."""
+    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings)
+    steps = job.epochs * job.steps_per_epoch
+    supernet = plan.algorithm.supernet(job.state)
+    step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)))
+    typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {job.epochs} epochs of {job.steps_per_epoch} steps")
+    typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
+    _print_step(step, steps, plan.settings.batch_size)
+    architecture = plan.space.sample(supernet.choices, generator(plan.settings.seed))
+    typer.echo("final training of a random architecture, at the defaults of 'nasengine train':")
+    _print_training(plan.space.final(), architecture, plan.task, TrainSettings(device=plan.settings.device))
+
+
+def training_cost(plan: TrainPlan) -> None:
+    """Prints the cost of a training."""
+    typer.echo(f"training: {plan.space.name} on {plan.task.name}")
+    _print_training(plan.space, plan.architecture, plan.task, plan.settings)
+
+
+def _print_training(space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
+    examples = len(task.dataset.train_targets)
+    batch = min(_PROBE_BATCH, examples)
+    probe = TrainJob(space, architecture, task, TrainSettings(batch_size=batch, device=settings.device))
+    measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()))
+    scale = settings.batch_size / batch
+    held = 2 * _held(probe.state_dict())
+    step = cost.StepCost(measured.seconds * scale, held + round((measured.memory - held) * scale))
+    flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
+    typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")
+    _print_step(step, settings.epochs * (examples // settings.batch_size), settings.batch_size)
+
+
+def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> None:
+    hours = step.seconds * steps / 3600
+    duration = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
+    typer.echo(f"  a step of {batch_size}: about {step.seconds:.2f} s and {step.memory / 2**20:,.0f} MiB")
+    typer.echo(f"  {steps:,} steps: about {duration}, without evaluation")
+
+
+def _held(state: object) -> int:
+    tensors: list[torch.Tensor] = []
+
+    def collect(part: object) -> None:
+        if isinstance(part, torch.Tensor):
+            tensors.append(part)
+        elif isinstance(part, dict):
+            for value in part.values():
+                collect(value)
+
+    collect(state)
+    return cost.bytes_of(tensors)

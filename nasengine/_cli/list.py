@@ -1,0 +1,26 @@
+"""`nasengine list`."""
+
+from __future__ import annotations
+
+import typer
+
+EPILOG = "Example: nasengine list   (then: nasengine search --set algo.beta=5)"
+
+
+def list() -> None:
+    """Name spaces, algorithms and data, and every setting with its default."""
+    from nasengine import listing
+
+    kind = ""
+    for entry in listing.list():
+        if entry.kind != kind:
+            kind = entry.kind
+            typer.echo(f"\n{kind.upper()}")
+        typer.echo(f"  {entry.name:<12} {entry.summary}")
+        for setting in entry.settings:
+            default = "" if setting.default is None else f" = {_plain(setting.default)}"
+            typer.echo(f"      {setting.name}{default}".ljust(44) + f"  {setting.help}")
+
+
+def _plain(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,68 @@
+"""`nasengine`: the verbs, and how errors end."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from nasengine._cli import list as list_
+from nasengine._cli import search, show, train
+
+app = typer.Typer(
+    name="nasengine",
+    help="Differentiable neural architecture search: search a space, look at the cell, train the network.",
+    epilog="Start with: nasengine search --space darts --algo rarts   (handwritten digits, no download, some minutes)",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("search", epilog=search.EPILOG)(search.search)
+app.command("train", epilog=train.EPILOG)(train.train)
+app.command("show", epilog=show.EPILOG)(show.show)
+app.command("list", epilog=list_.EPILOG)(list_.list)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from nasengine import __version__
+
+        typer.echo(f"nasengine {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    del version
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command line and gives the exit code: 0, 2 for bad input, 130 when interrupted."""
+    from nasengine.errors import NasengineError
+
+    try:
+        code = app(arguments if arguments is not None else sys.argv[1:], standalone_mode=False)
+    except NasengineError as error:
+        typer.echo(f"nasengine: {error}", err=True)
+        return error.exit_code
+    except typer.Abort:
+        typer.echo("nasengine: Stopped.", err=True)
+        return 130
+    except KeyboardInterrupt:
+        typer.echo("nasengine: Stopped; what was saved before is whole: go on with --resume.", err=True)
+        return 130
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        typer.echo(f"nasengine: {error.format_message()}", err=True)
+        return int(getattr(error, "exit_code", 2))
+    return int(code or 0)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""How a run looks in the terminal: a bar with time left while it steps, a line for every epoch, the cells at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+
+from nasengine.drawing import text
+from nasengine.listing import show
+from nasengine.loop import Job, Observer
+from nasengine.run import Row, Run
+
+_SHOWN = {
+    "train_loss": "train loss {:.3f}",
+    "train_accuracy": "acc {:.1%}",
+    "valid_loss": "valid loss {:.3f}",
+    "valid_accuracy": "acc {:.1%}",
+    "supernet_accuracy": "supernet {:.1%}",
+    "derived_accuracy": "derived {:.1%}",
+    "alpha_entropy": "entropy {:.3f}",
+}
+
+
+class Progress(Observer):
+    """Shows a run; a bar only where there is a terminal."""
+
+    def __init__(self) -> None:
+        self.path = Path()
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("epoch", total=None, status="", left="?")
+        self._steps = self._per_epoch = self._done = 0
+        self._pace = self._spent = 0.0
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def started(self, run: Run, job: Job, step: int) -> None:
+        self.path, self._per_epoch = run.path, job.steps_per_epoch
+        self._steps, self._done = job.epochs * job.steps_per_epoch, step
+        where = f"goes on after step {step}" if step else f"{job.epochs} epochs of {job.steps_per_epoch} steps"
+        self._print(f"{run.path}: {where} on {job.device}")
+        self._bar.update(self._task, total=self._steps, completed=step)
+
+    def stepped(self, step: int, means: Mapping[str, float], seconds_per_step: float) -> None:
+        self._pace = seconds_per_step if self._pace == 0 else 0.9 * self._pace + 0.1 * seconds_per_step
+        self._done = step
+        status = f"{_words(means)}  {self._pace:.2f} s/step"
+        self._bar.update(
+            self._task,
+            completed=step,
+            status=status,
+            left=_duration(self._left()),
+            description=f"epoch {(step - 1) // self._per_epoch + 1}",
+        )
+
+    def epoch_ended(self, epoch: int, row: Row) -> None:
+        numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
+        self._print(
+            f"epoch {epoch}/{self._steps // self._per_epoch}  {_words(numbers)}  {self._pace:.2f} s/step  left {_duration(self._left())}"
+        )
+
+    def note(self, text: str) -> None:
+        self._print(f"  {text}")
+
+    def _left(self) -> float:
+        return (self._steps - self._done) * self._pace
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+
+def print_run(path: Path) -> None:
+    """The cells, the text form and the result of a run."""
+    shown = show(path)
+    typer.echo(f"\n{text(shown.graphs)}\n\n{shown.text}")
+    result = (shown.record or {}).get("result", {})
+    lines = {
+        "supernet_accuracy": "validation accuracy of the supernet: {:.2%}",
+        "derived_accuracy": "validation accuracy of the cell with inherited weights: {:.2%}",
+        "test_accuracy": "test accuracy: {:.2%}",
+        "parameters": "parameters: {:,}",
+        "multiply_adds": "multiply-adds: {:,}",
+        "seconds": "seconds: {:,.1f}",
+    }
+    typer.echo("")
+    for name, line in lines.items():
+        if name in result:
+            typer.echo(line.format(result[name]))
+    pictures = [name for name in ("cells.svg", "cells.png") if (path / name).exists()]
+    typer.echo(f"in {path}: run.json, history.csv" + "".join(f", {name}" for name in pictures))
+
+
+def _words(values: Mapping[str, float]) -> str:
+    return "  ".join(form.format(values[name]) for name, form in _SHOWN.items() if name in values)
+
+
+def _duration(seconds: float) -> str:
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,67 @@
+"""`nasengine search`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from nasengine._cli.options import BatchSize, Config, Data, Device, DryRun, Epochs, Out, Resume, Seed, Set, assignments
+
+EPILOG = "Example: nasengine search --space darts --algo darts --set algo.order=second --data cifar10:PATH --epochs 50"
+
+
+def search(
+    space: Annotated[str | None, typer.Option(help="A search space.  [default: darts]", show_default=False)] = None,
+    algo: Annotated[str | None, typer.Option(help="A search algorithm.  [default: rarts]", show_default=False)] = None,
+    data: Data = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_portion: Annotated[
+        float | None,
+        typer.Option(help="Part of the training data for the weights; the rest is for the architecture.", show_default=False),
+    ] = None,
+    seed: Seed = None,
+    device: Device = None,
+    set_: Set = None,
+    config: Config = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Search an architecture for your data.
+
+    Writes everything into one directory, results/<data>/<space>/<algo>/seed-<n>, from which the search goes on when it was stopped
+    (--resume), the found network is trained (nasengine train) and looked at (nasengine show).
+    """
+    from nasengine import searching
+    from nasengine._cli.progress import Progress, print_run
+    from nasengine.config import read_config
+    from nasengine.errors import InterruptedRun
+
+    flags = {
+        "search.epochs": epochs,
+        "search.batch_size": batch_size,
+        "search.seed": seed,
+        "search.device": device,
+        "data.train_portion": train_portion,
+    }
+    settings = assignments(set_, flags)
+    stored = read_config(config, "search") if config is not None else None
+    if dry_run:
+        from nasengine._cli.dry_run import search_cost
+
+        search_cost(searching.plan_search(space=space, algorithm=algo, task=data, settings=settings, config=stored))
+        return
+    progress = Progress()
+    try:
+        with progress:
+            result = searching.search(
+                space, algo, data, settings=settings, config=stored, out=out, resume=resume, observer=progress
+            )
+    except InterruptedRun as error:
+        again = f"nasengine search --out {shlex.quote(str(progress.path))} --resume"
+        raise InterruptedRun(f"{error} Go on with: {again}") from None
+    print_run(result.path)
+    typer.echo(f"\nNext: nasengine train {shlex.quote(str(result.path))}")

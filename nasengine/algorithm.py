@@ -1,0 +1,151 @@
+"""The contract of a search algorithm, and the two groups of settings that gradient-based ones share."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from nasengine.architecture import Architecture
+from nasengine.settings import setting, validate
+from nasengine.supernet import Mixture, Supernet
+from nasengine.task import Batch
+
+
+class StepInfo(NamedTuple):
+    """What is only worth logging of a step; all tensors are without gradient.
+
+    Attributes:
+        train_loss, valid_loss: 0-dim.
+        train_outputs, valid_outputs: of the network on the two batches, at the weights before the step.
+    """
+
+    train_loss: Tensor
+    valid_loss: Tensor
+    train_outputs: Tensor
+    valid_outputs: Tensor
+
+
+State = TypeVar("State")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Algorithm(abc.ABC, Generic[State]):
+    """A search method. The fields are hyper-parameters and never change; all that changes is in the state.
+
+    A subclass is a frozen dataclass with a class attribute `name`; its state is a dataclass of modules, optimisers, tensors and
+    numbers, so that `state_dict` can save it.
+    """
+
+    name: ClassVar[str] = ""
+    passes: ClassVar[str] = ""
+
+    @abc.abstractmethod
+    def init(self, supernet: Supernet, generator: torch.Generator, steps: int) -> State:
+        """The state before the first of `steps` steps. Takes the supernet over: its weights change with the state."""
+
+    @abc.abstractmethod
+    def step(self, state: State, train: Batch, valid: Batch) -> StepInfo:
+        """One update from one pair of batches. Changes `state` in place."""
+
+    @abc.abstractmethod
+    def mixture(self, state: State) -> Mixture:
+        """What the supernet would be evaluated under now, without gradient."""
+
+    @abc.abstractmethod
+    def supernet(self, state: State) -> Supernet:
+        """The supernet that is judged and from which weights are inherited."""
+
+    @abc.abstractmethod
+    def derive(self, state: State) -> Architecture:
+        """The architecture the search would answer now. Changes nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSettings:
+    """Stochastic gradient descent on the weights of a supernet; the published values of DARTS (arXiv:1806.09055, A.1).
+
+    Differs from the paper: the cosine falls at every step, not once an epoch.
+    """
+
+    lr: float = setting(0.025, "learning rate at the start", above=0)
+    lr_min: float = setting(0.001, "learning rate at the end of the cosine", low=0)
+    momentum: float = setting(0.9, "momentum", low=0, high=0.999)
+    weight_decay: float = setting(3e-4, "weight decay, part of the gradient", low=0)
+    clip: float = setting(5.0, "largest norm of the gradient, 0 for no limit", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "algo.weights")
+
+    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.SGD:
+        return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Cosine from `lr` at step 0 to `lr_min` at step `steps`."""
+        return cosine(self.lr, self.lr_min, step / steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaSettings:
+    """The optimiser of the alphas; the published values of DARTS (arXiv:1806.09055, A.1)."""
+
+    optimizer: Literal["adam", "sgd"] = setting("adam", "adam, or sgd for plain gradient descent")
+    lr: float = setting(3e-4, "learning rate", above=0)
+    beta1: float = setting(0.5, "adam: decay of the mean of gradients", low=0, high=0.9999)
+    beta2: float = setting(0.999, "adam: decay of the mean of squared gradients", low=0, high=0.99999)
+    weight_decay: float = setting(1e-3, "weight decay, part of the gradient", low=0)
+    std: float = setting(1e-3, "standard deviation of the start", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "algo.alphas")
+
+    def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(parameters, self.lr, weight_decay=self.weight_decay)
+        betas = (self.beta1, self.beta2)
+        return torch.optim.Adam(parameters, self.lr, betas=betas, weight_decay=self.weight_decay)
+
+
+def cosine(high: float, low: float, progress: float) -> float:
+    """Half a cosine from `high` at progress 0 to `low` at progress 1."""
+    return low + (high - low) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def descend(
+    optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: Iterable[Tensor], rate: float | None, clip: float
+) -> None:
+    """One step of `optimizer` with the given gradients, at learning rate `rate` (None: its own), norm clipped to `clip` (0: not)."""
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    if clip:
+        nn.utils.clip_grad_norm_(parameters, clip)
+    if rate is not None:
+        for part in optimizer.param_groups:
+            part["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def state_dict(state: object) -> dict[str, Any]:
+    """The fields of a state as tensors and plain values."""
+    saved = {}
+    for field in dataclasses.fields(state):  # type: ignore[arg-type]
+        value = getattr(state, field.name)
+        saved[field.name] = value.state_dict() if hasattr(value, "state_dict") else value
+    return saved
+
+
+def load_state_dict(state: object, saved: Mapping[str, Any]) -> None:
+    """Puts what `state_dict` gave back into a state of the same shape."""
+    for name, value in saved.items():
+        current = getattr(state, name)
+        if hasattr(current, "load_state_dict"):
+            current.load_state_dict(value)
+        else:
+            setattr(state, name, value)

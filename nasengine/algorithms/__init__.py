@@ -1,0 +1,1 @@
+"""Search algorithms, one file each. They are found by name through the registry."""

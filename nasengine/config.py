@@ -1,0 +1,144 @@
+"""The configuration of a run: named plug-ins and groups of settings, to and from the plain values in run.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+
+from nasengine.algorithm import Algorithm
+from nasengine.errors import DeviceError, RunError, SettingError, UnknownNameError
+from nasengine.registry import ALGORITHMS, SPACES, Registry
+from nasengine.run import read_record, read_run_json
+from nasengine.settings import from_plain, override, plain, setting, validate
+from nasengine.space import Space
+from nasengine.task import DataSettings, Task, load_task
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings:
+    """How long and on what a search runs; the published values of DARTS (arXiv:1806.09055, A.1.1)."""
+
+    epochs: int = setting(50, "passes over the part of the data that trains the weights", low=1)
+    batch_size: int = setting(64, "examples a batch", low=1)
+    seed: int = setting(0, "of all random numbers", low=0)
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    eval_size: int = setting(5000, "most validation examples that judge an epoch", low=1)
+    checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within an epoch", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "search")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """Training a derived network from scratch; the published values for CIFAR-10 (arXiv:1806.09055, A.2.1).
+
+    For ImageNet the paper has batch_size=128, epochs=250, lr=0.1, schedule=exponential, decay=0.97, weight_decay=3e-5,
+    label_smoothing=0.1. Differs from the paper: the cosine falls at every step, not once an epoch.
+    """
+
+    epochs: int = setting(600, "passes over the training set", low=1)
+    batch_size: int = setting(96, "examples a batch", low=1)
+    seed: int = setting(0, "of all random numbers", low=0)
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    lr: float = setting(0.025, "learning rate at the start", above=0)
+    schedule: Literal["cosine", "exponential"] = setting("cosine", "cosine to 0, or times decay every epoch")
+    decay: float = setting(0.97, "exponential: factor of the learning rate an epoch", above=0, high=1)
+    momentum: float = setting(0.9, "momentum", low=0, high=0.999)
+    weight_decay: float = setting(3e-4, "weight decay, part of the gradient", low=0)
+    clip: float = setting(5.0, "largest norm of the gradient, 0 for no limit", low=0)
+    drop_path: float = setting(0.2, "probability of dropping a path at the end; it rises from 0 epoch by epoch", low=0, high=0.99)
+    auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss", low=0)
+    label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", low=0, high=0.99)
+    checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within an epoch", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "train")
+
+
+def read_config(path: Path, verb: str) -> dict[str, Any]:
+    """The configuration of a run of `verb`: of a run directory, or in a run.json."""
+    record = read_record(path) if path.is_dir() else read_run_json(path)
+    if record["verb"] != verb:
+        raise RunError(f"{path} must be of a run of 'nasengine {verb}', but is of one of 'nasengine {record['verb']}'.")
+    return dict(record["config"])
+
+
+def split_assignments(assignments: list[str], groups: tuple[str, ...]) -> dict[str, dict[str, str]]:
+    """Texts such as "algo.beta=5" by group: {"algo": {"beta": "5"}}."""
+    split: dict[str, dict[str, str]] = {name: {} for name in groups}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        group, dot, rest = name.strip().partition(".")
+        if not equals or not dot:
+            raise SettingError(f"A setting must be group.name=value such as {groups[0]}.x=1, but got {assignment!r}.")
+        if group not in split:
+            raise UnknownNameError("group of settings", group, groups)
+        split[group][rest] = value.strip()
+    return split
+
+
+def resolve_plugin(
+    registry: Registry[T], plugin: str | type[T] | T | None, stored: Mapping[str, Any], changes: Mapping[str, str], prefix: str
+) -> T:
+    """An instance: of what is given, else of what is stored; with the stored settings of the same plug-in and the changes on top."""
+    stored = dict(stored)
+    stored_name = stored.pop("name", None)
+    if not isinstance(plugin, (str, type)) and plugin is not None:
+        return from_plain(type(plugin), override(plain(plugin), type(plugin), changes, prefix), prefix)
+    kind = plugin if isinstance(plugin, type) else registry[plugin or str(stored_name)]
+    base = stored if stored_name is not None and registry.get(stored_name) is kind else {}
+    return from_plain(kind, override(base, kind, changes, prefix), prefix)
+
+
+def resolve_settings(kind: type[T], stored: Mapping[str, Any], changes: Mapping[str, str], prefix: str) -> T:
+    """Settings of `kind`: the stored ones with the changes on top."""
+    return from_plain(kind, override(stored, kind, changes, prefix), prefix)
+
+
+def resolve_space(space: str | type[Space] | Space | None, stored: Mapping[str, Any], changes: Mapping[str, str]) -> Space:
+    """`resolve_plugin` for spaces."""
+    return resolve_plugin(SPACES, space, stored, changes, "space")
+
+
+def resolve_algorithm(
+    algorithm: str | type[Algorithm[Any]] | Algorithm[Any] | None, stored: Mapping[str, Any], changes: Mapping[str, str]
+) -> Algorithm[Any]:
+    """`resolve_plugin` for algorithms."""
+    return resolve_plugin(ALGORITHMS, algorithm, stored, changes, "algo")
+
+
+def resolve_task(task: str | Task | None, stored: Mapping[str, Any], changes: Mapping[str, str]) -> tuple[Task, dict[str, Any]]:
+    """The task of a data spec, and the plain values from which it comes; a Task is used as it is."""
+    if isinstance(task, Task):
+        return task, {"name": task.name, **plain(task.settings)}
+    stored = dict(stored)
+    stored_name = stored.pop("name", "digits")
+    settings = resolve_settings(DataSettings, stored, changes, "data")
+    spec = task or str(stored_name)
+    return load_task(spec, settings), {"name": spec, **plain(settings)}
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" takes CUDA, then MPS, then the CPU. Raises DeviceError."""
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else []) + (["mps"] if torch.backends.mps.is_available() else [])
+        raise DeviceError(f"The device must be one of this machine, {', '.join(there)} or auto, but got {name!r}.") from None
+    return device
+
+
+def plain_plugin(registry: Registry[T], plugin: T) -> dict[str, Any]:
+    """A plug-in as plain values: its name and its settings."""
+    return {"name": registry.spec(plugin), **plain(plugin)}

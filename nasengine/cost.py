@@ -1,0 +1,103 @@
+"""What a network costs: parameters, multiply-adds, memory, seconds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nasengine.task import Shapes
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of weights, without an auxiliary head."""
+    head = getattr(network, "auxiliary", None)
+    extra = sum(p.numel() for p in head.parameters()) if isinstance(head, nn.Module) else 0
+    return sum(p.numel() for p in network.parameters()) - extra
+
+
+def multiply_adds(build: Callable[[], nn.Module], shapes: Shapes) -> int:
+    """Multiply-adds of convolutions and matrix products for one input, which is what papers call FLOPs.
+
+    `build` is called on the meta device: nothing is allocated or computed.
+    """
+    with torch.device("meta"):
+        network = build().eval()
+        inputs = torch.empty(1, *shapes.input)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(inputs)
+    return int(counter.get_total_flops()) // 2
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """A training step: seconds, and bytes of weights, gradients, optimiser state and activations kept for the backward pass."""
+
+    seconds: float
+    memory: int
+
+
+def step_cost(step: Callable[[], object], held: Callable[[], int], repeats: int = 2) -> StepCost:
+    """Runs a step once to warm up and `repeats` times under the clock.
+
+    Args:
+        step: one training step.
+        held: bytes that stay allocated between steps.
+        repeats: timed steps; the fastest counts.
+    """
+    kept = _SavedBytes()
+    with torch.autograd.graph.saved_tensors_hooks(kept.save, kept.load):
+        step()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return StepCost(min(seconds), held() + kept.most)
+
+
+def bytes_of(tensors: list[Tensor]) -> int:
+    """Bytes of the distinct storages behind some tensors."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+class _SavedBytes:
+    """Largest number of bytes that autograd holds at one time."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, tuple[int, int]] = {}
+        self.now = self.most = 0
+
+    def save(self, tensor: Tensor) -> _Kept:
+        storage = tensor.untyped_storage()
+        size, users = self.held.get(storage.data_ptr(), (storage.nbytes(), 0))
+        self.held[storage.data_ptr()] = (size, users + 1)
+        self.now += size if users == 0 else 0
+        self.most = max(self.most, self.now)
+        return _Kept(tensor, self)
+
+    def load(self, kept: _Kept) -> Tensor:
+        return kept.tensor
+
+    def release(self, pointer: int) -> None:
+        size, users = self.held.get(pointer, (0, 0))
+        if users <= 1:
+            self.held.pop(pointer, None)
+            self.now -= size
+        else:
+            self.held[pointer] = (size, users - 1)
+
+
+class _Kept:
+    """One saved tensor; tells its counter when autograd lets it go."""
+
+    def __init__(self, tensor: Tensor, counter: _SavedBytes) -> None:
+        self.tensor, self.counter, self.pointer = tensor, counter, tensor.untyped_storage().data_ptr()
+
+    def __del__(self) -> None:
+        self.counter.release(self.pointer)

@@ -1,0 +1,70 @@
+"""What can go wrong, as one tree.
+
+    NasengineError
+    ├── UnknownNameError   (LookupError)      a name that no plug-in, scheme or setting has
+    ├── SettingError       (ValueError)       a setting of the wrong type or range
+    ├── ArchitectureError  (ValueError)       an architecture, genotype or space that breaks its rules
+    ├── DataError          (ValueError)       data that are missing, damaged or not what they claim
+    ├── RunError           (RuntimeError)     a run directory or checkpoint that cannot be used
+    ├── DeviceError        (RuntimeError)     a device that is not there
+    ├── MissingExtraError  (ImportError)      an optional dependency that is not installed
+    ├── DivergedError      (ArithmeticError)  a loss or weight that is no longer a finite number
+    └── InterruptedRun     (RuntimeError)     a run that was asked to stop, saved, and can go on
+
+Every message is one sentence: what must hold, what came, what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NasengineError(Exception):
+    """Base of all errors that a user can mend; the command line prints it and exits with `exit_code`."""
+
+    exit_code = 2
+
+
+class UnknownNameError(NasengineError, LookupError):
+    """A name that nothing has; the message carries the nearest one and the list."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        known = sorted(known)
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        super().__init__(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+
+
+class SettingError(NasengineError, ValueError):
+    """A setting of the wrong type or out of range."""
+
+
+class ArchitectureError(NasengineError, ValueError):
+    """An architecture, a genotype text or a space that breaks its rules."""
+
+
+class DataError(NasengineError, ValueError):
+    """Data that are missing, damaged, or not what they claim to be."""
+
+
+class RunError(NasengineError, RuntimeError):
+    """A run directory, lock or checkpoint that cannot be used."""
+
+
+class DeviceError(NasengineError, RuntimeError):
+    """A device that this machine does not have."""
+
+
+class MissingExtraError(NasengineError, ImportError):
+    """An optional dependency that is not installed; the message carries the command that installs it."""
+
+
+class DivergedError(NasengineError, ArithmeticError):
+    """A loss or a weight became NaN or infinite; the last good state is on disk."""
+
+
+class InterruptedRun(NasengineError, RuntimeError):
+    """The run was asked to stop; it saved its state and can go on."""
+
+    exit_code = 130

@@ -1,0 +1,59 @@
+"""Judging a network: accuracy, and batch-norm statistics that fit the weights that are judged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nasengine.task import Batch
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients for a block; training mode is put back."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)
+
+
+def accuracy(
+    forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], correct: Callable[[Tensor, Tensor], Tensor]
+) -> float:
+    """Share of right answers over all batches; `forward` gives logits (batch, classes)."""
+    right, count = 0, 0
+    for inputs, targets in batches:
+        right += int(correct(forward(inputs), targets))
+        count += len(targets)
+    return right / count
+
+
+def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
+    """Replaces the statistics of all batch norms by the mean over `batches`, without touching a weight.
+
+    A subnet that inherits weights from a supernet inherits statistics of mixtures, under which it cannot be judged.
+    """
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative mean
+    training = network.training
+    network.train()
+    try:
+        with torch.no_grad():
+            for inputs, _ in batches:
+                network(inputs)
+    finally:
+        network.train(training)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

@@ -1,0 +1,103 @@
+"""What there is, and what a run found: the `list` and `show` verbs."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+
+from nasengine.architecture import Architecture
+from nasengine.config import SearchSettings, TrainSettings, resolve_space
+from nasengine.data import SCHEMES
+from nasengine.drawing import draw
+from nasengine.errors import RunError
+from nasengine.registry import ALGORITHMS, SPACES
+from nasengine.run import HISTORY, read_record
+from nasengine.settings import Setting, table
+from nasengine.space import Space
+from nasengine.task import DataSettings
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that `list` names: its kind, name, one line about it, and its settings."""
+
+    kind: str
+    name: str
+    summary: str
+    settings: tuple[Setting, ...]
+
+
+def list() -> builtins.list[Entry]:
+    """Spaces, algorithms, data schemes, and the settings of the verbs."""
+    entries = [_plugin("space", name, SPACES[name], "space") for name in SPACES.names()]
+    entries += [_plugin("algorithm", name, ALGORITHMS[name], "algo") for name in ALGORITHMS.names()]
+    entries += [Entry("data", scheme.name, scheme.summary, ()) for scheme in SCHEMES.values()]
+    for kind, prefix in ((DataSettings, "data"), (SearchSettings, "search"), (TrainSettings, "train")):
+        entries.append(_plugin("settings", prefix, kind, prefix))
+    return entries
+
+
+def _plugin(kind: str, name: str, plugin: type, prefix: str) -> Entry:
+    summary = (plugin.__doc__ or "").strip().splitlines()[0]
+    return Entry(kind, name, summary, tuple(table(plugin, prefix)))
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What `show` found.
+
+    Attributes:
+        architecture: the one found, or the last one of a search that goes on.
+        text: in the form that other tools exchange.
+        graphs: by name, for drawing.
+        record: run.json, or None for a genotype.
+        files: pictures that were written.
+    """
+
+    architecture: Architecture
+    text: str
+    graphs: dict[str, nx.DiGraph[str]]
+    record: dict[str, Any] | None
+    files: tuple[Path, ...]
+
+
+def show(
+    run: Path | str | None = None,
+    *,
+    genotype: str | None = None,
+    space: str | type[Space] | Space | None = None,
+    out: Path | str | None = None,
+) -> Shown:
+    """The architecture of a run directory, or of a genotype text; draws it to `out` (.svg or .png) when given."""
+    if (run is None) == (genotype is None):
+        raise RunError("Either a run directory or a genotype must be given to show, and not both.")
+    record = read_record(Path(run)) if run is not None else None
+    resolved = resolve_space(space, record["config"]["space"] if record else {"name": "darts"}, {})
+    if genotype is not None:
+        architecture = resolved.read(genotype)
+    else:
+        architecture = _found(resolved, record or {}, Path(run or "."))
+    graphs = resolved.graphs(architecture)
+    if out is not None:
+        draw(graphs, Path(out))
+    files = (Path(out),) if out is not None else ()
+    return Shown(architecture, resolved.write(architecture), graphs, record, files)
+
+
+def _found(space: Space, record: dict[str, Any], run: Path) -> Architecture:
+    text = record.get("result", {}).get("architecture") or record["config"].get("architecture")
+    if text:
+        return Architecture.parse(text)
+    try:
+        with (run / HISTORY).open(encoding="utf-8", newline="") as file:
+            rows = builtins.list(csv.DictReader(file))
+    except FileNotFoundError:
+        rows = []
+    if not rows:
+        raise RunError(f"A run must have ended its first epoch to be shown, but the one in {run} has not; wait or resume it.")
+    return space.read(rows[-1]["architecture"])

@@ -1,0 +1,267 @@
+"""The one loop: steps, epochs, checkpoints, curves, interruption and divergence of a search or a training."""
+
+from __future__ import annotations
+
+import math
+import random
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nasengine.errors import DivergedError, InterruptedRun
+from nasengine.run import Row, Run
+from nasengine.seeding import generator
+
+
+class Job(Protocol):
+    """What the loop runs. All that changes is in its state."""
+
+    epochs: int
+    steps_per_epoch: int
+    device: torch.device
+
+    def step(self, step: int) -> Mapping[str, Tensor]:
+        """One step; 0-dim tensors whose means over the epoch are worth knowing, the first of them a loss."""
+
+    def end_epoch(self, epoch: int) -> Row:
+        """Further entries of the epoch's row."""
+
+    def finish(self, run: Run) -> Mapping[str, Any]:
+        """Writes what the run leaves, and gives the entries of its result."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Observer:
+    """Sees a run; the command line shows it, a program may do as it likes. This one is silent."""
+
+    def started(self, run: Run, job: Job, step: int) -> None:
+        """The loop begins at a step, more than 0 when a run goes on."""
+
+    def stepped(self, step: int, means: Mapping[str, float], seconds_per_step: float) -> None:
+        """A step is done; the means of the epoch so far."""
+
+    def epoch_ended(self, epoch: int, row: Row) -> None:
+        """An epoch is done; its row of history.csv."""
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is written."""
+
+    def note(self, text: str) -> None:
+        """Something worth telling happened."""
+
+
+class Loop:
+    """Runs a job in a run directory, from its checkpoint if there is one.
+
+    After every epoch and every `checkpoint_seconds` the whole state is saved: of the job, of the means and history, and all random
+    states. SIGINT and SIGTERM save after the current step and raise InterruptedRun.
+    """
+
+    def __init__(self, run: Run, job: Job, observer: Observer, checkpoint_seconds: float) -> None:
+        self.run, self.job, self.observer, self.checkpoint_seconds = run, job, observer, checkpoint_seconds
+        self.step, self.seconds, self.step_seconds = 0, 0.0, 0.0
+        self.sums: dict[str, Tensor] = {}
+        self.history: list[dict[str, float | int | str]] = []
+
+    def __call__(self) -> dict[str, Any]:
+        """Runs to the end and gives the result, which is also in run.json."""
+        self._restore()
+        job, spe = self.job, self.job.steps_per_epoch
+        self.observer.started(self.run, job, self.step)
+        self.run.update({"status": "running", "device": describe_device(job.device)})
+        self._since = self._saved = time.perf_counter()
+        with _signals() as stop, _Curves(self.run, self.step) as curves:
+            while self.step < job.epochs * spe:
+                self._one_step()
+                if self.step % spe == 0:
+                    self._end_epoch(curves)
+                    self._save()
+                elif stop or time.perf_counter() - self._saved >= self.checkpoint_seconds:
+                    self._save()
+                if stop:
+                    self.run.update({"status": "interrupted"})
+                    raise InterruptedRun(f"Stopped by {stop[0]} after step {self.step} of {job.epochs * spe}; all is saved.")
+        self._clock()
+        result = {**job.finish(self.run), "seconds": round(self.seconds, 1), "seconds_in_steps": round(self.step_seconds, 1)}
+        self.run.update({"status": "finished", "seconds": round(self.seconds, 1), "result": result})
+        return result
+
+    def _one_step(self) -> None:
+        start = time.perf_counter()
+        metrics = self.job.step(self.step)
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
+        loss = next(iter(metrics.values()))
+        if not bool(torch.isfinite(loss)):
+            self._diverged(f"the loss became {float(loss)}")
+        self.step += 1
+        took = time.perf_counter() - start
+        self.step_seconds += took
+        self.observer.stepped(self.step, self._means(), took)
+
+    def _end_epoch(self, curves: _Curves) -> None:
+        epoch = self.step // self.job.steps_per_epoch
+        row: dict[str, float | int | str] = {"epoch": epoch, **self._means(), **self.job.end_epoch(epoch)}
+        self._clock()
+        row |= {"seconds": round(self.seconds, 3), "seconds_in_steps": round(self.step_seconds, 3)}
+        self.history.append(row)
+        self.sums = {}
+        self.run.write_history(self.history)
+        curves.add(self.step, row)
+        self.observer.epoch_ended(epoch, row)
+
+    def _means(self) -> dict[str, float]:
+        count = (self.step - 1) % self.job.steps_per_epoch + 1
+        return {name: float(total) / count for name, total in self.sums.items()}
+
+    def _save(self) -> None:
+        state = self.job.state_dict()
+        if not _finite(state):
+            self._diverged("a weight became NaN or infinite")
+        self._clock()
+        self.run.save_checkpoint(
+            {
+                "job": state,
+                "step": self.step,
+                "seconds": self.seconds,
+                "step_seconds": self.step_seconds,
+                "sums": self.sums,
+                "history": self.history,
+                "random": random_state(),
+            }
+        )
+        self.run.update({"seconds": round(self.seconds, 1), "step": self.step})
+        self._saved = time.perf_counter()
+        self.observer.saved(self.step)
+
+    def _restore(self) -> None:
+        saved = self.run.load_checkpoint(self.job.device)
+        if saved is None:
+            return
+        self.job.load_state_dict(saved["job"])
+        self.step, self.seconds, self.step_seconds = saved["step"], saved["seconds"], saved["step_seconds"]
+        self.sums, self.history = saved["sums"], saved["history"]
+        set_random_state(saved["random"])
+        self.run.write_history(self.history)
+
+    def _clock(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._since = self.seconds + now - self._since, now
+
+    def _diverged(self, what: str) -> None:
+        epoch = self.step // self.job.steps_per_epoch + 1
+        kept = self.run.record.get("step")
+        last = f"the last good state, of step {kept}, is in {self.run.path}" if kept else "no state was saved before"
+        self.run.update({"status": "diverged"})
+        raise DivergedError(
+            f"Loss and weights must stay finite, but {what} at step {self.step + 1} (epoch {epoch}); {last}: start a new run with a "
+            "smaller learning rate."
+        )
+
+
+@contextmanager
+def seeded(seed: int, stream: int) -> Iterator[None]:
+    """Runs a block with all global random states derived from (seed, stream), and puts the caller's back after it."""
+    before = random_state()
+    number = int(torch.randint(2**31, (), generator=generator(seed, stream)))
+    torch.manual_seed(number)
+    np.random.seed(number)  # noqa: NPY002 -- a user's module may draw from it
+    random.seed(number)
+    try:
+        yield
+    finally:
+        set_random_state(before)
+
+
+def random_state() -> dict[str, Any]:
+    """The global random states of torch, CUDA, numpy and Python as tensors and plain values."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, np.asarray(keys).tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def set_random_state(state: Mapping[str, Any]) -> None:
+    """Puts back what `random_state` gave."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
+    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    random.setstate(state["python"])
+
+
+def describe_device(device: torch.device) -> str:
+    """A device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
+def _finite(state: Any) -> bool:
+    if isinstance(state, Tensor):
+        return not state.is_floating_point() or bool(torch.isfinite(state).all())
+    if isinstance(state, Mapping):
+        return all(_finite(part) for part in state.values())
+    if isinstance(state, (list, tuple)):
+        return all(_finite(part) for part in state)
+    return not isinstance(state, float) or math.isfinite(state)
+
+
+@contextmanager
+def _signals() -> Iterator[list[str]]:
+    """A list that gets the name of the first SIGINT or SIGTERM; a second one stops at once. Main thread only."""
+    caught: list[str] = []
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(signal.Signals(number).name)
+
+    try:
+        before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not in the main thread, where Python handles no signals
+        before = {}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Curves:
+    """TensorBoard events of the rows, when TensorBoard is installed."""
+
+    def __init__(self, run: Run, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self._writer = None
+        else:
+            self._writer = SummaryWriter(str(run.path), purge_step=step)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> _Curves:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer is not None:
+            self._writer.close()  # type: ignore[no-untyped-call]
+
+    def add(self, step: int, row: Row) -> None:
+        if self._writer is not None:
+            for name, value in row.items():
+                if not isinstance(value, str) and name != "epoch":
+                    self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+            self._writer.flush()  # type: ignore[no-untyped-call]

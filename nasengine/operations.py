@@ -1,0 +1,94 @@
+"""Operations of convolutional cells, as published with DARTS (arXiv:1806.09055); shared by spaces of cells.
+
+All take and give images (batch, channels, height, width).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nasengine.supernet import Zero
+
+
+class FactorizedReduce(nn.Module):
+    """Halves height and width without losing pixels: two 1x1 convolutions of stride 2, the second on the image shifted by one."""
+
+    def __init__(self, channels_in: int, channels_out: int, affine: bool, relu: nn.Module) -> None:
+        super().__init__()
+        self.relu = relu
+        self.even = nn.Conv2d(channels_in, channels_out // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(channels_in, channels_out - channels_out // 2, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        height, width = x.shape[-2:]
+        shifted = F.pad(x, (0, width % 2, 0, height % 2))[..., 1:, 1:]
+        reduced: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        return reduced
+
+
+class DropPath(nn.Module):
+    """Drops the whole path of random samples in training, scaling the rest (arXiv:1605.07648). `probability` is set from outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probability = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.probability == 0.0:
+            return x
+        keep = 1.0 - self.probability
+        kept = torch.empty(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
+        return x * (kept / keep)
+
+
+def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Module:
+    """ReLU, 1x1 convolution, batch norm."""
+    conv = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels_out, affine=affine))
+
+
+def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+def sep_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
+    """Depthwise and pointwise convolution, twice; the stride in the first."""
+    first = _separable(channels, kernel, stride, 1, affine)
+    return nn.Sequential(relu, *first, nn.ReLU(inplace=True), *_separable(channels, kernel, 1, 1, affine))
+
+
+def dil_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
+    """Depthwise convolution of dilation 2 and pointwise convolution."""
+    return nn.Sequential(relu, *_separable(channels, kernel, stride, 2, affine))
+
+
+def skip_connect(channels: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
+    """The identity, or a FactorizedReduce where the stride is 2."""
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine, relu)
+
+
+Factory = Callable[[int, int, bool, nn.Module], nn.Module]
+
+OPERATIONS: Final[Mapping[str, Factory]] = {
+    "none": lambda channels, stride, affine, relu: Zero(stride),
+    "max_pool_3x3": lambda channels, stride, affine, relu: nn.MaxPool2d(3, stride, padding=1),
+    "avg_pool_3x3": lambda channels, stride, affine, relu: nn.AvgPool2d(3, stride, padding=1, count_include_pad=False),
+    "skip_connect": skip_connect,
+    "sep_conv_3x3": lambda channels, stride, affine, relu: sep_conv(channels, 3, stride, affine, relu),
+    "sep_conv_5x5": lambda channels, stride, affine, relu: sep_conv(channels, 5, stride, affine, relu),
+    "dil_conv_3x3": lambda channels, stride, affine, relu: dil_conv(channels, 3, stride, affine, relu),
+    "dil_conv_5x5": lambda channels, stride, affine, relu: dil_conv(channels, 5, stride, affine, relu),
+}
+"""By published name and in published order: (channels, stride, affine, leading ReLU) -> module."""

@@ -1,0 +1,157 @@
+"""Settings: frozen dataclasses whose fields are the configuration, read from plain data and from `name=value` texts."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, NamedTuple, TypeVar, cast
+
+from nasengine.errors import SettingError, UnknownNameError
+
+T = TypeVar("T")
+
+
+def setting(default: T, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None) -> T:
+    """A dataclass field with a help text and a range: `low <= value`, `above < value`, `value <= high`."""
+    metadata = {"help": help, "low": low, "above": above, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def group(kind: type[T], help: str) -> T:
+    """A dataclass field that holds further settings, with their defaults."""
+    return dataclasses.field(default_factory=kind, metadata={"help": help})
+
+
+class Setting(NamedTuple):
+    """One line of a settings table: dotted name, type as text, default, help."""
+
+    name: str
+    kind: str
+    default: Any
+    help: str
+
+
+def validate(settings: object, prefix: str) -> None:
+    """Checks types and ranges of all fields; called by `__post_init__`. Raises SettingError naming `prefix.field`."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(cast(Any, settings)):
+        name, value = f"{prefix}.{field.name}", getattr(settings, field.name)
+        _check_type(name, hints[field.name], value)
+        _check_range(name, field.metadata, value)
+
+
+def plain(settings: object) -> dict[str, Any]:
+    """The settings as nested dictionaries of plain values, ready for JSON."""
+    return dataclasses.asdict(cast(Any, settings))
+
+
+def from_plain(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
+    """Builds `kind` from what `plain` gave; an unknown name or a wrong type raises with the dotted name."""
+    hints, values = typing.get_type_hints(kind), {}
+    for name, value in data.items():
+        _require_field(kind, name, prefix)
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+            value = from_plain(cast(type, hint), value, f"{prefix}.{name}")
+        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+            value = tuple(value)
+        elif hint is float and type(value) is int:
+            value = float(value)
+        values[name] = value
+    return kind(**values)
+
+
+def override(data: Mapping[str, Any], kind: type, assignments: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """`data` with texts such as {"weights.lr": "0.1"} put in, parsed with the type of the field of `kind`."""
+    result = {k: dict(v) if isinstance(v, Mapping) else v for k, v in data.items()}
+    for dotted, text in assignments.items():
+        head, _, rest = dotted.partition(".")
+        _require_field(kind, head, prefix)
+        hint = typing.get_type_hints(kind)[head]
+        if dataclasses.is_dataclass(hint):
+            if not rest:
+                names = ", ".join(f"{prefix}.{head}.{field.name}" for field in dataclasses.fields(hint))
+                raise SettingError(f"{prefix}.{head} is a group of settings; set one of {names}.")
+            result[head] = override(result.get(head, {}), cast(type, hint), {rest: text}, f"{prefix}.{head}")
+        elif rest:
+            raise SettingError(f"{prefix}.{head} is a single setting and has no {rest!r}.")
+        else:
+            result[head] = _parse(f"{prefix}.{head}", hint, text)
+    return result
+
+
+def table(kind: type, prefix: str) -> Iterator[Setting]:
+    """All settings of a class with their defaults, groups expanded."""
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        name, hint = f"{prefix}.{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from table(cast(type, hint), name)
+        else:
+            yield Setting(name, _describe(hint), field.default, field.metadata.get("help", ""))
+
+
+def _require_field(kind: type, name: str, prefix: str) -> None:
+    known = [field.name for field in dataclasses.fields(kind)]
+    if name not in known:
+        raise UnknownNameError("setting", f"{prefix}.{name}", [f"{prefix}.{field}" for field in known])
+
+
+def _describe(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(str(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(_describe(part) for part in typing.get_args(hint))
+    if hint is type(None):
+        return "none"
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def _matches(hint: Any, value: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(part, value) for part in typing.get_args(hint))
+    if hint in (int, float) and isinstance(value, bool):
+        return False
+    return isinstance(value, (int, float) if hint is float else origin or hint)
+
+
+def _check_type(name: str, hint: Any, value: Any) -> None:
+    if not _matches(hint, value):
+        raise SettingError(f"{name} must be {_describe(hint)}, but got {value!r}.")
+
+
+def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, above, high = metadata.get("low"), metadata.get("above"), metadata.get("high")
+    bad = not math.isfinite(value) or (low is not None and value < low) or (above is not None and value <= above)
+    if bad or (high is not None and value > high):
+        bounds = [f"at least {low}"] if low is not None else [f"more than {above}"] if above is not None else []
+        bounds += [f"at most {high}"] if high is not None else []
+        raise SettingError(f"{name} must be {' and '.join(bounds) or 'a finite number'}, but got {value}.")
+
+
+def _parse(name: str, hint: Any, text: str) -> Any:
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    for part in parts:
+        if part is type(None) and text.lower() == "none":
+            return None
+        if part is bool and text.lower() in ("true", "false"):
+            return text.lower() == "true"
+        if typing.get_origin(part) is Literal and text in map(str, typing.get_args(part)):
+            return next(option for option in typing.get_args(part) if str(option) == text)
+        if part is str:
+            return text
+        if part in (int, float):
+            try:
+                return part(text)
+            except ValueError:
+                continue
+    raise SettingError(f"{name} must be {_describe(hint)}, but got {text!r}.")

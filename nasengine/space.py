@@ -1,0 +1,116 @@
+"""The contract of a search space."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import networkx as nx
+import torch
+from torch import Tensor, nn
+
+from nasengine.architecture import Architecture, Choice
+from nasengine.errors import ArchitectureError
+from nasengine.supernet import Supernet, choices_of, fix
+from nasengine.task import Shapes
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space(abc.ABC):
+    """A set of architectures. The fields are the settings of the space.
+
+    A subclass is a frozen dataclass with a class attribute `name` that writes `network`: ordinary PyTorch with choices inside.
+    A space with rules of its own overrides `derive` and `check`; one with a training form of its own overrides `final` and `build`.
+    """
+
+    name: ClassVar[str] = ""
+
+    @abc.abstractmethod
+    def network(self, shapes: Shapes) -> nn.Module:
+        """The module that holds all architectures: inputs (batch, *shapes.input) -> (batch, shapes.classes)."""
+
+    def supernet(self, shapes: Shapes, loss: Loss) -> Supernet:
+        """The network of this space as a supernet."""
+        return Supernet(self, self.network(shapes), loss)
+
+    def choices(self, shapes: Shapes) -> dict[str, Choice]:
+        """The choices by label, without memory for the weights."""
+        with torch.device("meta"):
+            return choices_of(self.network(shapes))
+
+    def check(self, choices: Mapping[str, Choice], architecture: Architecture) -> None:
+        """Raises ArchitectureError unless the architecture belongs to this space."""
+        for label, choice in choices.items():
+            if label not in architecture:
+                raise ArchitectureError(f"The architecture must decide {label!r}, but names only {list(architecture)}.")
+            if architecture[label] not in choice.options:
+                raise ArchitectureError(
+                    f"Choice {label!r} must be one of {', '.join(choice.options)}, but got {architecture[label]!r}."
+                )
+        unknown = [label for label in architecture if label not in choices]
+        if unknown:
+            raise ArchitectureError(f"Space {self.name!r} has no choice {unknown[0]!r}; it has {', '.join(choices)}.")
+
+    def derive(self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor]) -> Architecture:
+        """The architecture of a soft mixture: the heaviest option of every choice."""
+        return Architecture({label: c.options[int(weights[label].argmax())] for label, c in choices.items()})
+
+    def sample(self, choices: Mapping[str, Choice], generator: torch.Generator) -> Architecture:
+        """A random architecture: what `derive` makes of independent uniform weights."""
+        weights = {label: torch.rand(len(choice.options), generator=generator) for label, choice in choices.items()}
+        return self.derive(choices, weights)
+
+    def neighbours(self, choices: Mapping[str, Choice], architecture: Architecture) -> list[Architecture]:
+        """All architectures of this space that differ in one choice."""
+        found = []
+        for label, choice in choices.items():
+            for option in choice.options:
+                candidate = architecture.replace(label, option)
+                if option != architecture[label] and self._allows(choices, candidate):
+                    found.append(candidate)
+        return found
+
+    def final(self) -> Self:
+        """The settings with which a derived network is trained from scratch: these, unless a space has others."""
+        return self
+
+    def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
+        """The stand-alone network of an architecture, freshly initialised. May give (logits, auxiliary logits) in training."""
+        return fix(self.network(shapes), architecture)
+
+    def graphs(self, architecture: Architecture) -> dict[str, nx.DiGraph[str]]:
+        """The architecture as graphs for pictures and predictors: nodes in topological order, `operation` on edges or nodes."""
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for label, option in architecture.items():
+            graph.add_node(label, operation=option)
+        nx.add_path(graph, architecture)
+        return {self.name: graph}
+
+    def write(self, architecture: Architecture) -> str:
+        """The architecture in the text form that other tools of its field exchange."""
+        return str(architecture)
+
+    def read(self, text: str) -> Architecture:
+        """What `write` wrote. Raises ArchitectureError."""
+        return Architecture.parse(text)
+
+    def indicators(self, architecture: Architecture) -> dict[str, float]:
+        """Numbers of an architecture that are worth watching during a search."""
+        del architecture
+        return {}
+
+    def warning(self, architecture: Architecture) -> str:
+        """A sentence when an architecture looks degenerate, else an empty text."""
+        del architecture
+        return ""
+
+    def _allows(self, choices: Mapping[str, Choice], architecture: Architecture) -> bool:
+        try:
+            self.check(choices, architecture)
+        except ArchitectureError:
+            return False
+        return True

@@ -1,0 +1,275 @@
+"""Final training: the derived network from scratch, in the loop; the test set is touched once, at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nasengine import cost
+from nasengine.algorithm import cosine, descend
+from nasengine.architecture import Architecture
+from nasengine.config import (
+    TrainSettings,
+    plain_plugin,
+    resolve_device,
+    resolve_settings,
+    resolve_space,
+    resolve_task,
+    split_assignments,
+    read_config,
+)
+from nasengine.errors import ArchitectureError, RunError
+from nasengine.evaluation import accuracy, evaluating
+from nasengine.loop import Loop, Observer, seeded
+from nasengine.operations import DropPath
+from nasengine.registry import SPACES
+from nasengine.run import Run, read_record
+from nasengine.searching import TRAIN, WEIGHTS, on_device
+from nasengine.settings import plain
+from nasengine.space import Space
+from nasengine.task import Batches, Task, evaluation_batches
+
+GROUPS = ("space", "data", "train")
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished training gave: its directory, test accuracy (0 to 1), and all of run.json."""
+
+    path: Path
+    test_accuracy: float
+    record: dict[str, Any]
+
+
+class TrainJob:
+    """A final training for the loop."""
+
+    def __init__(self, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
+        self.space, self.architecture, self.task, self.settings = space, architecture, task, settings
+        self.device = resolve_device(settings.device)
+        everything = torch.arange(len(task.dataset.train_targets))
+        self.batches = Batches(
+            task,
+            everything,
+            settings.batch_size,
+            seed=settings.seed,
+            stream=TRAIN,
+            augment=task.final_augment,
+            device=self.device,
+        )
+        self.epochs, self.steps_per_epoch = settings.epochs, len(self.batches)
+        with seeded(settings.seed, WEIGHTS):
+            network = space.build(architecture, task.shapes)
+        self.network = on_device(network, self.device)
+        self.optimizer = torch.optim.SGD(
+            self.network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
+        )
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        inputs, targets = self.batches[step]
+        set_drop_path(self.network, self.settings.drop_path * (step // self.steps_per_epoch) / self.epochs)
+        outputs = self.network(inputs)
+        logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
+        loss = self._loss(logits, targets)
+        total = loss if auxiliary is None else loss + self.settings.auxiliary_weight * self._loss(auxiliary, targets)
+        weights = list(self.network.parameters())
+        gradients = torch.autograd.grad(total, weights, materialize_grads=True)
+        descend(self.optimizer, weights, gradients, self.rate(step), self.settings.clip)
+        return {
+            "train_loss": loss.detach(),
+            "train_accuracy": self.task.correct(logits.detach(), targets) / len(targets),
+        }
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        if self.settings.schedule == "exponential":
+            return self.settings.lr * self.settings.decay ** (step // self.steps_per_epoch)
+        return cosine(self.settings.lr, 0.0, step / (self.epochs * self.steps_per_epoch))
+
+    def end_epoch(self, epoch: int) -> dict[str, float | int | str]:
+        return {"lr": self.rate(epoch * self.steps_per_epoch - 1)}
+
+    def finish(self, run: Run) -> dict[str, Any]:
+        data = self.task.dataset
+        batches = evaluation_batches(
+            self.task, data.test_inputs, data.test_targets, 2 * self.settings.batch_size, self.device
+        )
+        with evaluating(self.network):
+            test = accuracy(self.network, batches, self.task.correct)
+        tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
+        run.write_file("network.safetensors", lambda path: save_file(tensors, path))
+        return {
+            "test_accuracy": test,
+            "test_size": len(data.test_targets),
+            "parameters": cost.parameters(self.network),
+            "multiply_adds": cost.multiply_adds(
+                lambda: self.space.build(self.architecture, self.task.shapes), self.task.shapes
+            ),
+            "genotype": self.space.write(self.architecture),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if self.settings.label_smoothing:
+            return F.cross_entropy(logits, targets, label_smoothing=self.settings.label_smoothing)
+        return self.task.loss(logits, targets)
+
+
+def set_drop_path(network: torch.nn.Module, probability: float) -> None:
+    """Sets the probability of all DropPath modules."""
+    for module in network.modules():
+        if isinstance(module, DropPath):
+            module.probability = probability
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A training that is resolved but has not begun."""
+
+    space: Space
+    architecture: Architecture
+    task: Task
+    settings: TrainSettings
+    config: dict[str, Any]
+    default_out: Path
+
+
+def plan_training(
+    run: Path | str | None = None,
+    *,
+    genotype: str | None = None,
+    architecture: Architecture | Path | str | None = None,
+    space: str | type[Space] | Space | None = None,
+    task: str | Task | None = None,
+    settings: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> TrainPlan:
+    """Resolves what is to be trained: the architecture of a search, of a text, or of a stored configuration."""
+    found = read_record(Path(run)) if run is not None else None
+    stored = dict(config or {})
+    if found is not None:
+        stored.setdefault("data", found["config"]["data"])
+        stored.setdefault("train", {name: found["config"]["search"][name] for name in ("seed", "device")})
+    given = split_assignments(list(settings), GROUPS)
+    resolved = _final_space(space, stored, found, given["space"])
+    chosen = _chosen(resolved, found, genotype, architecture, stored.get("architecture"), run)
+    numbers = resolve_settings(TrainSettings, stored.get("train", {}), given["train"], "train")
+    resolve_device(numbers.device)
+    resolved_task, data = resolve_task(task, stored.get("data", {}), given["data"])
+    resolved.check(resolved.choices(resolved_task.shapes), chosen)
+    final = {
+        "space": plain_plugin(SPACES, resolved),
+        "architecture": str(chosen),
+        "data": data,
+        "train": plain(numbers),
+    }
+    alone = Path("results") / resolved_task.name / resolved.name / "final" / f"seed-{numbers.seed}"
+    out = alone if run is None else Path(run) / "final"
+    return TrainPlan(resolved, chosen, resolved_task, numbers, final, out)
+
+
+def train(
+    run: Path | str | None = None,
+    *,
+    genotype: str | None = None,
+    architecture: Architecture | Path | str | None = None,
+    space: str | type[Space] | Space | None = None,
+    task: str | Task | None = None,
+    settings: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    observer: Observer | None = None,
+) -> TrainResult:
+    """Trains a derived network from scratch and measures its test accuracy once, at the end.
+
+    Args:
+        run: directory of a finished search, whose architecture, space and data are taken.
+        genotype: the architecture in the text form of the space, in place of `run`.
+        architecture: an Architecture, its text, or a file with it, in place of `run`.
+        space: a name, class or instance; the final form of the search's space by default.
+        task: a data spec or a Task; the search's by default, else "digits".
+        settings: texts such as "train.epochs=40" or "space.channels=16".
+        config: plain values as `record["config"]` of an earlier training has them.
+        out: the run directory; RUN/final by default.
+        resume: go on with the training in `out`.
+        observer: sees the training.
+    """
+    given = sum(value is not None for value in (run, genotype, architecture))
+    if given != 1 and not (given == 0 and (resume or config)):
+        raise RunError(f"A training must have one of a run, a genotype and an architecture, but got {given} of them.")
+    where = Path(out) if out is not None else Path(run) / "final" if run is not None else None
+    if resume and where is not None:
+        config = {**read_config(where, "train"), **(config or {})}
+    plan = plan_training(
+        run, genotype=genotype, architecture=architecture, space=space, task=task, settings=settings, config=config
+    )
+    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings)
+    path = where or plan.default_out
+    facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
+    begin = Run.resume if resume else Run.start
+    with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
+        result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
+        return TrainResult(path, float(result["test_accuracy"]), directory.record)
+
+
+def _final_space(
+    space: str | type[Space] | Space | None,
+    stored: Mapping[str, Any],
+    found: Mapping[str, Any] | None,
+    changes: Mapping[str, str],
+) -> Space:
+    if isinstance(space, Space):
+        base = space
+    elif space is None and "space" in stored:
+        base = resolve_space(None, stored["space"], {})
+    else:
+        base = resolve_space(space, found["config"]["space"] if found else {"name": "darts"}, {}).final()
+    return resolve_space(base, {}, changes)
+
+
+def _chosen(
+    space: Space,
+    found: Mapping[str, Any] | None,
+    genotype: str | None,
+    architecture: Architecture | Path | str | None,
+    stored: str | None,
+    run: Path | str | None,
+) -> Architecture:
+    if genotype is not None:
+        return space.read(genotype)
+    if isinstance(architecture, Architecture):
+        return architecture
+    if architecture is not None:
+        return _read_architecture(space, architecture)
+    if stored is not None:
+        return Architecture.parse(stored)
+    if found is None or "architecture" not in found.get("result", {}):
+        status = found["status"] if found else "missing"
+        raise RunError(f"A training needs a finished search, but the one in {run} is {status}; go on with it by --resume.")
+    return Architecture.parse(found["result"]["architecture"])
+
+
+def _read_architecture(space: Space, source: Path | str) -> Architecture:
+    """An architecture or genotype from a text, or from the file that a path names."""
+    text = str(source)
+    if isinstance(source, Path) or "=" not in text:
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not a text"
+            raise ArchitectureError(f"An architecture must be a readable file, but {source} is not: {reason}.") from None
+    return space.read(text) if "(" in text else Architecture.parse(text)

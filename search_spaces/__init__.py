@@ -1,0 +1,1 @@
+"""Search spaces, one file each. They are found by name through the registry of nasengine."""

@@ -1,0 +1,62 @@
+"""The text form in which DARTS tools exchange cells, read without evaluating it."""
+
+from __future__ import annotations
+
+import ast
+from typing import NamedTuple
+
+from nasengine.errors import ArchitectureError
+
+Pairs = list[tuple[str, int]]
+
+
+class Genotype(NamedTuple):
+    """A normal and a reduction cell: (operation, input state) pairs, two per node, and the states that the output joins."""
+
+    normal: Pairs
+    normal_concat: list[int]
+    reduce: Pairs
+    reduce_concat: list[int]
+
+
+def write_genotype(genotype: Genotype) -> str:
+    """The text form, `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, ...], reduce=[...], reduce_concat=[...])`."""
+    return f"Genotype({', '.join(f'{name}={value!r}' for name, value in genotype._asdict().items())})"
+
+
+def read_genotype(text: str) -> Genotype:
+    """Reads the text form; `range(2, 6)` is understood, anything else that is not a literal is refused.
+
+    Raises:
+        ArchitectureError: the text is not a genotype.
+    """
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+        if not isinstance(call, ast.Call) or ast.unparse(call.func) != "Genotype" or call.args:
+            raise ValueError("it is not Genotype(name=...)")
+        fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
+        if set(fields) != set(Genotype._fields):
+            raise ValueError(f"it names {', '.join(fields)}")
+        for name in ("normal", "reduce"):
+            fields[name] = [_pair(entry) for entry in fields[name]]
+        return Genotype(**fields)
+    except (ValueError, TypeError, SyntaxError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise ArchitectureError(
+            "A genotype must be Genotype(normal=[(operation, input), ...], normal_concat=[...], reduce=[...], "
+            f"reduce_concat=[...]), but {reason}."
+        ) from None
+
+
+def _literal(node: ast.expr) -> list[object]:
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
+        return list(range(*[int(ast.literal_eval(argument)) for argument in node.args]))
+    return list(ast.literal_eval(node))
+
+
+def _pair(entry: object) -> tuple[str, int]:
+    if isinstance(entry, (tuple, list)) and len(entry) == 2:
+        operation, source = entry
+        if isinstance(operation, str) and type(source) is int:
+            return operation, source
+    raise ValueError(f"{entry!r} is not a pair (operation, input)")
