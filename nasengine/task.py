@@ -101,7 +101,7 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """What a user may change about the data; None is what the data set recommends.
+    """What may be changed about the data; unset is what the data set recommends.
 
     `train_portion` of each class trains the weights in a search, the rest the architecture; sizes are in pixels.
     """

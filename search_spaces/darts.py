@@ -37,7 +37,7 @@ class DARTS(Space):
     name: ClassVar[str] = "darts"
 
     channels: int = setting(16, "channels of the first cells, an even number", low=2)
-    layers: int = setting(8, "cells", low=1)
+    layers: int = setting(8, "cells, three or more", low=3)
     nodes: int = setting(4, "intermediate nodes of a cell", low=1, high=8)
     stem: Literal["auto", "cifar", "imagenet"] = setting("auto", "imagenet (3 strides) from 96 pixels on if auto")
     auxiliary: bool = setting(False, "auxiliary head on the derived network")

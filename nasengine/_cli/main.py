@@ -16,6 +16,7 @@ app = typer.Typer(
     epilog="Start with: nasengine search --space darts --algo rarts   (handwritten digits, no download, some minutes)",
     no_args_is_help=True,
     add_completion=False,
+    pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

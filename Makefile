@@ -1,0 +1,40 @@
+# make search: set up, search a cell by RARTS on handwritten digits, train the network, show it.
+# make test:   set up, run the tests.
+PYTHON ?= python3
+RUN := results/digits/darts/rarts/seed-0
+BIN := .venv/bin
+SMALL := --set space.channels=8 --set space.layers=4
+
+search: $(RUN)/final/network.safetensors
+	$(BIN)/nasengine show $(RUN)/final
+
+$(RUN)/final/network.safetensors: $(RUN)/architecture.txt
+	$(BIN)/nasengine train $(RUN) --epochs 40 $(SMALL) --set train.drop_path=0 $(if $(wildcard $(RUN)/final/run.json),--resume)
+
+$(RUN)/architecture.txt: | .venv/installed
+	$(BIN)/nasengine search --space darts --algo rarts --data digits --epochs 12 $(SMALL) \
+	    --set algo.alphas.lr=0.01 $(if $(wildcard $(RUN)/run.json),--resume)
+
+test: .venv/installed-tests
+	$(BIN)/python -m pytest -n 2 -q
+
+lint: .venv/installed-dev
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy
+
+.venv/installed: setup.cfg constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt -e .
+	touch $@
+
+.venv/installed-tests: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	touch $@
+
+.venv/installed-dev: .venv/installed-tests
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv results/digits
+
+.PHONY: search test lint clean
