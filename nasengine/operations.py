@@ -6,7 +6,7 @@ All take and give images (batch, channels, height, width).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,52 @@ class FactorizedReduce(nn.Module):
         return reduced
 
 
+class _Depthwise(torch.autograd.Function):
+    """Depthwise convolution whose input gradient is the convolution of stride 1 with the mirrored kernel.
+
+    Where the stride is 2, zeros are put between the output's gradients first. These are the sums of the plain gradient; they run on the
+    fast forward kernels, whereas the backward kernels of strided, dilated and 5x5 depthwise convolutions on CPUs are several times slower.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.shape = (stride, padding, dilation)
+        return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation = ctx.shape
+        if stride > 1:
+            spread = torch.zeros_like(x)
+            spread[..., ::stride, ::stride] = grad
+            grad = spread
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, dilation, groups=len(weight))
+        if ctx.needs_input_grad[1]:
+            around, apart = [padding] * 2, [dilation] * 2
+            _, grad_weight, _ = torch.ops.aten.convolution_backward(
+                grad, x, weight, None, [1, 1], around, apart, False, [0, 0], len(weight), [False, True, False]
+            )
+        return grad_x, grad_weight, None, None, None
+
+
+class DepthwiseConv(nn.Conv2d):
+    """A convolution of every channel by itself that keeps the size, or halves it with stride 2; on CPUs with a faster gradient."""
+
+    def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
+        padding = dilation * (kernel - 1) // 2
+        super().__init__(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return super().forward(x)
+        output: Tensor = _Depthwise.apply(x, self.weight, self.stride[0], int(self.padding[0]), self.dilation[0])
+        return output
+
+
 class DropPath(nn.Module):
     """Drops the whole path of random samples in training, scaling the rest (arXiv:1605.07648). `probability` is set from outside."""
 
@@ -55,9 +101,8 @@ def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Modu
 
 
 def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
-    padding = dilation * (kernel - 1) // 2
     return [
-        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        DepthwiseConv(channels, kernel, stride, dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
         nn.BatchNorm2d(channels, affine=affine),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nasengine.seeding import generator
 from nasengine.settings import setting, validate
 
 # The last number of a generator's key says what is drawn: equal seeds and steps never share their numbers.
-_SPLIT, _PERMUTATION, _AUGMENTATION = 101, 102, 103
+_SPLIT, _PERMUTATION, _AUGMENTATION, _SUBSET = 101, 102, 103, 104
 _CHUNK = 1024
 
 
@@ -107,6 +108,7 @@ class DataSettings:
     """
 
     train_portion: float = setting(0.5, "part of each class that trains the weights in a search", above=0.0, high=1.0)
+    train_size: int | None = setting(None, "use only so many training examples, evenly of every class", low=2)
     image_size: int | None = setting(None, "resize images to this many pixels", low=1)
     crop: int | None = setting(None, "pixels of zero padding before a random crop", low=0)
     flip: bool | None = setting(None, "flip training images horizontally at random")
@@ -214,7 +216,10 @@ def load_task(spec: str, settings: DataSettings | None = None) -> Task:
     from nasengine.data import load_dataset  # the loaders import this module
 
     settings = settings or DataSettings()
-    return Task(dataset=load_dataset(spec, settings.image_size), settings=settings)
+    dataset = load_dataset(spec, settings.image_size)
+    if settings.train_size is not None:
+        dataset = _fewer(dataset, settings.train_size)
+    return Task(dataset=dataset, settings=settings)
 
 
 def stratified_split(targets: Tensor, portion: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -227,6 +232,20 @@ def stratified_split(targets: Tensor, portion: float, rng: torch.Generator) -> t
     rank[by_class] = torch.arange(len(order)) - (counts.cumsum(0) - counts)[shuffled[by_class]]
     first = rank < (counts * portion).round().long()[shuffled]
     return order[first], order[~first]
+
+
+def _fewer(dataset: Dataset, size: int) -> Dataset:
+    """`dataset` with `size` training examples, the same ones for every seed and as evenly of every class as the whole."""
+    count = len(dataset.train_targets)
+    if not len(dataset.classes) <= size <= count:
+        raise SettingError(
+            f"data.train_size must be from {len(dataset.classes)}, one a class, to the {count} examples of {dataset.name}, "
+            f"but got {size}."
+        )
+    kept = stratified_split(dataset.train_targets, size / count, generator(0, 0, 0, _SUBSET))[0]
+    return dataclasses.replace(
+        dataset, train_inputs=dataset.train_inputs[kept], train_targets=dataset.train_targets[kept]
+    )
 
 
 class Batches:

@@ -142,3 +142,99 @@ class Search:
         return {
             name: drawn(f"momentum.{canonical_names[id(p)]}", tuple(p.shape), 0.01).to(p) for name, p in self.named().items()
         }
+
+
+# Measured against the other code: 6e-15 in float64. Another machine's convolutions round otherwise, and the finite differences of the
+# second order enlarge that.
+CLOSE = 1e-9
+# float32 rounds near the kinks of ReLU and max pooling to either side: both implementations are 1e-3 from the float64 alphas' gradient.
+CLOSE_32 = 1e-2
+
+
+@pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    assert isinstance(request.param, torch.dtype)
+    return request.param
+
+
+def data_of(golden: Mapping[str, Any], dtype: torch.dtype) -> tuple[Batch, Batch]:
+    size, side = golden["batch"], golden["side"]
+    return batch("train", size, side, dtype), batch("valid", size, side, dtype)
+
+
+def search_of(golden: Mapping[str, Any], dtype: torch.dtype) -> Search:
+    return Search(golden["channels"], golden["layers"], golden["side"], dtype)
+
+
+def test_supernet_outputs_and_weight_gradients(dtype: torch.dtype) -> None:
+    golden, close = GOLDEN["search"], CLOSE if dtype == torch.float64 else CLOSE_32
+    search, (train, _) = search_of(golden, dtype), data_of(golden, dtype)
+    evaluation = search.supernet.evaluate(train, search.mixture())
+    gradients = torch.autograd.grad(evaluation.loss, list(search.weights.values()))
+    assert relative(evaluation.outputs, golden["logits"]) < min(close, 1e-5)
+    assert float(evaluation.loss.detach()) == pytest.approx(golden["loss"], rel=min(close, 1e-5))
+    assert worst(summary(dict(zip(search.weights, gradients, strict=True))), golden["weight_gradients"]) < close
+
+
+def test_first_order_alpha_gradients(dtype: torch.dtype) -> None:
+    golden, close = GOLDEN["search"], CLOSE if dtype == torch.float64 else CLOSE_32
+    search, (train, valid) = search_of(golden, dtype), data_of(golden, dtype)
+    virtual = VirtualStep(RATE, MOMENTUM, DECAY, search.buffers())
+    answer = first_order(search.evaluate(train), search.evaluate(valid), search.named(), search.alphas, virtual)
+    assert float(answer.valid.loss) == pytest.approx(golden["valid_loss"], rel=min(close, 1e-5))
+    for gradient, expected in zip(answer.gradients, golden["alpha_gradients"], strict=True):
+        assert relative(gradient, expected) < close
+
+
+def test_second_order_alpha_gradients_with_momentum_and_decay() -> None:
+    golden, first = GOLDEN["second_order"], GOLDEN["search"]
+    search, (train, valid) = search_of(first, torch.float64), data_of(first, torch.float64)
+    virtual = VirtualStep(RATE, MOMENTUM, DECAY, search.buffers())
+    answer = second_order(search.evaluate(train), search.evaluate(valid), search.named(), search.alphas, virtual)
+    assert float(answer.valid.loss) == pytest.approx(golden["valid_loss"], rel=CLOSE)
+    for gradient, expected, plain in zip(
+        answer.gradients, golden["alpha_gradients"], first["alpha_gradients"], strict=True
+    ):
+        assert relative(gradient, expected) < 1e-7
+        assert relative(torch.tensor(plain), expected) > 0.5  # the correction is not small here
+
+
+@pytest.mark.parametrize("name", ["DARTS_V1", "DARTS_V2"])
+def test_derived_network(name: str) -> None:
+    golden = GOLDEN["derived_networks"][name]
+    space = DARTS(channels=golden["channels"], layers=golden["layers"], auxiliary=True)
+    architecture, shapes = space.read(golden["genotype"]), Shapes((3, golden["side"], golden["side"]), 10)
+    network = space.build(architecture, shapes).to(torch.float64)
+    weights, (train, _) = fill(network), data_of(golden, torch.float64)
+
+    logits, auxiliary = network(train.inputs)
+    loss = F.cross_entropy(logits, train.targets) + 0.4 * F.cross_entropy(auxiliary, train.targets)
+    gradients = torch.autograd.grad(loss, list(weights.values()))
+    assert relative(logits.detach(), golden["logits"]) < CLOSE
+    assert relative(auxiliary.detach(), golden["auxiliary"]) < CLOSE
+    assert float(loss.detach()) == pytest.approx(golden["loss"], rel=CLOSE)
+    assert worst(summary(dict(zip(weights, gradients, strict=True))), golden["weight_gradients"]) < CLOSE
+
+    with torch.no_grad():
+        assert relative(network.eval()(train.inputs), golden["eval_logits"]) < CLOSE
+
+
+@pytest.mark.parametrize("name", ["DARTS_V1", "DARTS_V2"])
+def test_parameters_of_the_published_networks(name: str) -> None:
+    golden, space = GOLDEN["derived_networks"][name], DARTS(channels=36, layers=20)
+    with torch.device("meta"):
+        network = space.build(space.read(golden["genotype"]), Shapes((3, 32, 32), 10))
+    assert sum(parameter.numel() for parameter in network.parameters()) == golden["parameters"]
+
+
+@pytest.mark.parametrize(("kind", "start"), [("normal", 0), ("rounded", 30)])
+def test_derived_genotypes(kind: str, start: int) -> None:
+    """Rounded alphas have ties within and between edges."""
+    space = DARTS()
+    for place, text in enumerate(GOLDEN["genotypes"][kind], start=start):
+        weights: dict[str, Tensor] = {}
+        for cell in KINDS:
+            table = drawn(f"derive.{place}.{cell}", (14, 8), 1.0)
+            rows = (table.round() if kind == "rounded" else table).float().softmax(-1)
+            weights |= {f"{cell}/{s}-{n}": row for (s, n), row in zip(space.edges(), rows, strict=True)}
+        assert space.derive(space.choices(), weights) == space.read(text)
