@@ -3,16 +3,15 @@
 PYTHON ?= python3
 RUN := results/digits/darts/rarts/seed-0
 BIN := .venv/bin
-SMALL := --set space.channels=8 --set space.layers=4
 
 search: $(RUN)/final/network.safetensors
 	$(BIN)/nasengine show $(RUN)/final
 
 $(RUN)/final/network.safetensors: $(RUN)/architecture.txt
-	$(BIN)/nasengine train $(RUN) --epochs 40 $(SMALL) --set train.drop_path=0 $(if $(wildcard $(RUN)/final/run.json),--resume)
+	$(BIN)/nasengine train $(RUN) --epochs 30 --set space.channels=8 --set space.layers=4 --set train.drop_path=0 $(if $(wildcard $(RUN)/final/run.json),--resume)
 
 $(RUN)/architecture.txt: | .venv/installed
-	$(BIN)/nasengine search --space darts --algo rarts --data digits --epochs 12 $(SMALL) \
+	$(BIN)/nasengine search --space darts --algo rarts --data digits --epochs 8 --set space.channels=8 --set space.layers=3 \
 	    --set algo.alphas.lr=0.01 $(if $(wildcard $(RUN)/run.json),--resume)
 
 test: .venv/installed-tests
@@ -38,3 +37,6 @@ clean:
 	rm -rf .venv results/digits
 
 .PHONY: search test lint clean
+
+# Written when a run ends; what an interrupted one left is gone on with.
+.PRECIOUS: $(RUN)/architecture.txt $(RUN)/final/network.safetensors

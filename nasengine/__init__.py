@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `show`, `list`. The names are loaded on use, so that importing the
-package stays light.
+Every verb of the command line is a function here: `search`, `train`, `show`, `list`. The names are loaded on use, so
+that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from nasengine.supernet import MixedOp as MixedOp
     from nasengine.supernet import Shared as Shared
     from nasengine.supernet import Supernet as Supernet
-    from nasengine.task import DataSettings as DataSettings
     from nasengine.task import Dataset as Dataset
+    from nasengine.task import DataSettings as DataSettings
     from nasengine.task import Shapes as Shapes
     from nasengine.task import Task as Task
     from nasengine.task import load_task as load_task
@@ -58,7 +58,7 @@ _HOME = {
     "train": "training",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:

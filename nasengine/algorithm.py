@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
@@ -39,8 +40,8 @@ State = TypeVar("State")
 class Algorithm(abc.ABC, Generic[State]):
     """A search method. The fields are hyper-parameters and never change; all that changes is in the state.
 
-    A subclass is a frozen dataclass with a class attribute `name`; its state is a dataclass of modules, optimisers, tensors and
-    numbers, so that `state_dict` can save it.
+    A subclass is a frozen dataclass with a class attribute `name`; its state is a dataclass of modules, optimisers,
+    tensors and numbers, so that `state_dict` can save it.
     """
 
     name: ClassVar[str] = ""
@@ -118,9 +119,13 @@ def cosine(high: float, low: float, progress: float) -> float:
 
 
 def descend(
-    optimizer: torch.optim.Optimizer, parameters: list[Tensor], gradients: Iterable[Tensor], rate: float | None, clip: float
+    optimizer: torch.optim.Optimizer,
+    parameters: Sequence[Tensor],
+    gradients: Iterable[Tensor],
+    rate: float | None,
+    clip: float,
 ) -> None:
-    """One step of `optimizer` with the given gradients, at learning rate `rate` (None: its own), norm clipped to `clip` (0: not)."""
+    """One step with the given gradients, at learning rate `rate` (None: its own), norm clipped to `clip` (0: not)."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     if clip:
@@ -146,6 +151,6 @@ def load_state_dict(state: object, saved: Mapping[str, Any]) -> None:
     for name, value in saved.items():
         current = getattr(state, name)
         if hasattr(current, "load_state_dict"):
-            current.load_state_dict(value)
+            current.load_state_dict(copy.deepcopy(value))  # an optimiser would keep the tensors it is given
         else:
             setattr(state, name, value)

@@ -20,14 +20,14 @@ def _identity(table: Tensor) -> Tensor:
 
 
 RELAXATIONS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {"softmax": _softmax, "identity": _identity}
-"""Alphas (choices, options) -> weights of the same shape. `softmax` is arXiv:1806.09055 eq. 2; `identity` uses the alphas as weights."""
+"""Alphas (choices, options) -> weights of that shape: softmax (arXiv:1806.09055 eq. 2), or the alphas themselves."""
 
 
 class Alphas(nn.Module):
     """One row of parameters per choice, kept in one table per group of choices.
 
-    Choices whose labels agree up to the first "/" and that have as many options share a table of shape (choices, options): the
-    cells of DARTS have two, "normal" and "reduce".
+    Choices whose labels agree up to the first "/" and that have as many options share a table of shape (choices,
+    options): the cells of DARTS have two, "normal" and "reduce".
 
     Args:
         choices: by label.
@@ -45,14 +45,18 @@ class Alphas(nn.Module):
         self._labels = groups
         self.tables = nn.ParameterDict()
         for key, labels in groups.items():
-            start = std * torch.randn(len(labels), len(choices[labels[0]].options), generator=generator, dtype=torch.float64)
+            start = std * torch.randn(
+                len(labels), len(choices[labels[0]].options), generator=generator, dtype=torch.float64
+            )
             self.tables[key] = nn.Parameter(start.to(like))
 
     def mixture(self, relaxation: str) -> dict[str, Tensor]:
         """The weights over the options of every choice, differentiable in the alphas."""
         relax = RELAXATIONS[relaxation]
         rows = {key: relax(table).unbind() for key, table in self.tables.items()}
-        return {label: row for key, labels in self._labels.items() for label, row in zip(labels, rows[key], strict=True)}
+        return {
+            label: row for key, labels in self._labels.items() for label, row in zip(labels, rows[key], strict=True)
+        }
 
 
 def detached(mixture: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -61,7 +65,7 @@ def detached(mixture: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def entropy(mixture: Mapping[str, Tensor]) -> float:
-    """Mean entropy of the rows, as a share of the largest possible one: 1 at uniform weights, 0 where all is decided."""
+    """Mean entropy of the rows as a share of the largest possible one: 1 at uniform weights, 0 if all is decided."""
     rows = [weights.detach().double() for weights in mixture.values() if len(weights) > 1]
     shares = [torch.special.entr(row).sum() / torch.log(torch.tensor(float(len(row)))) for row in rows]
     return float(torch.stack(shares).mean()) if shares else 0.0

@@ -29,7 +29,7 @@ class Choice:
         for word in (self.label, *self.options):
             if not _WORD.fullmatch(word):
                 raise ArchitectureError(
-                    f"Labels and options must be words without white space or '=', but choice {self.label!r} has {word!r}."
+                    f"Labels and options must be words without space or '=', but choice {self.label!r} has {word!r}."
                 )
         if not self.options or len(set(self.options)) != len(self.options):
             raise ArchitectureError(

@@ -1,12 +1,12 @@
 """Hypergradients: how the validation loss after a weight step changes with the alphas.
 
-Each is a function of the same signature. `train` and `valid` evaluate the loss of one batch at given weights and at the current
-alphas; the weights may carry gradient. Nothing is changed, neither weights nor batch-norm statistics.
+Each is a function of the same signature. `train` and `valid` evaluate the loss of one batch at given weights and at
+the current alphas; the weights may carry gradient. Nothing is changed, neither weights nor batch-norm statistics.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -53,16 +53,16 @@ class Hypergradient(NamedTuple):
 
 
 def first_order(
-    train: Evaluate, valid: Evaluate, weights: Weights, alphas: list[Tensor], virtual: VirtualStep
+    train: Evaluate, valid: Evaluate, weights: Weights, alphas: Sequence[Tensor], virtual: VirtualStep
 ) -> Hypergradient:
-    """grad_alpha L_val(w, alpha): the virtual step is left out (arXiv:1806.09055, section 2.3, xi = 0). One backward pass."""
+    """grad_alpha L_val(w, alpha): no virtual step (arXiv:1806.09055, section 2.3, xi = 0). One backward pass."""
     del train, virtual
     evaluation = valid(_detached(weights))
     return Hypergradient(_gradients(evaluation.loss, alphas), _without_graph(evaluation))
 
 
 def second_order(
-    train: Evaluate, valid: Evaluate, weights: Weights, alphas: list[Tensor], virtual: VirtualStep
+    train: Evaluate, valid: Evaluate, weights: Weights, alphas: Sequence[Tensor], virtual: VirtualStep
 ) -> Hypergradient:
     """grad_alpha L_val(w', alpha) - xi * (grad_alpha L_train(w+) - grad_alpha L_train(w-)) / (2 eps).
 
@@ -72,7 +72,7 @@ def second_order(
     moved = virtual(_detached(weights), _gradients(train(start).loss, list(start.values())))
     moved = _detached(moved, requires_grad=True)
     evaluation = valid(moved)
-    both = _gradients(evaluation.loss, alphas + list(moved.values()))
+    both = _gradients(evaluation.loss, [*alphas, *moved.values()])
     gradients, vector = both[: len(alphas)], both[len(alphas) :]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector)))
     if norm == 0:
@@ -85,7 +85,9 @@ def second_order(
     return Hypergradient(corrected, _without_graph(evaluation))
 
 
-def exact(train: Evaluate, valid: Evaluate, weights: Weights, alphas: list[Tensor], virtual: VirtualStep) -> Hypergradient:
+def exact(
+    train: Evaluate, valid: Evaluate, weights: Weights, alphas: Sequence[Tensor], virtual: VirtualStep
+) -> Hypergradient:
     """d/d alpha of L_val(w'(alpha), alpha) by differentiating through the virtual step (arXiv:1806.09055 eq. 6).
 
     What `second_order` approximates; it needs second derivatives of every operation and the memory of two passes.
@@ -99,7 +101,7 @@ def exact(train: Evaluate, valid: Evaluate, weights: Weights, alphas: list[Tenso
 HYPERGRADIENTS: Final = {"first": first_order, "second": second_order, "exact": exact}
 
 
-def _gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
+def _gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, inputs, materialize_grads=True))
 
 

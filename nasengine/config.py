@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ class TrainSettings:
     momentum: float = setting(0.9, "momentum", low=0, high=0.999)
     weight_decay: float = setting(3e-4, "weight decay, part of the gradient", low=0)
     clip: float = setting(5.0, "largest norm of the gradient, 0 for no limit", low=0)
-    drop_path: float = setting(0.2, "probability of dropping a path at the end; it rises from 0 epoch by epoch", low=0, high=0.99)
+    drop_path: float = setting(
+        0.2, "probability of dropping a path at the end; it rises from 0 epoch by epoch", low=0, high=0.99
+    )
     auxiliary_weight: float = setting(0.4, "weight of the auxiliary head's loss", low=0)
     label_smoothing: float = setting(0.0, "share of the target that is spread over all classes", low=0, high=0.99)
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within an epoch", low=0)
@@ -64,7 +67,7 @@ class TrainSettings:
 
 def read_config(path: Path, verb: str) -> dict[str, Any]:
     """The configuration of a run of `verb`: of a run directory, or in a run.json."""
-    record = read_record(path) if path.is_dir() else read_run_json(path)
+    record = read_record(path) if os.path.isdir(path) else read_run_json(path)
     if record["verb"] != verb:
         raise RunError(f"{path} must be of a run of 'nasengine {verb}', but is of one of 'nasengine {record['verb']}'.")
     return dict(record["config"])
@@ -85,9 +88,13 @@ def split_assignments(assignments: list[str], groups: tuple[str, ...]) -> dict[s
 
 
 def resolve_plugin(
-    registry: Registry[T], plugin: str | type[T] | T | None, stored: Mapping[str, Any], changes: Mapping[str, str], prefix: str
+    registry: Registry[T],
+    plugin: str | type[T] | T | None,
+    stored: Mapping[str, Any],
+    changes: Mapping[str, str],
+    prefix: str,
 ) -> T:
-    """An instance: of what is given, else of what is stored; with the stored settings of the same plug-in and the changes on top."""
+    """An instance of what is given, else of what is stored, with the stored settings of that plug-in and changes."""
     stored = dict(stored)
     stored_name = stored.pop("name", None)
     if not isinstance(plugin, (str, type)) and plugin is not None:
@@ -102,7 +109,9 @@ def resolve_settings(kind: type[T], stored: Mapping[str, Any], changes: Mapping[
     return from_plain(kind, override(stored, kind, changes, prefix), prefix)
 
 
-def resolve_space(space: str | type[Space] | Space | None, stored: Mapping[str, Any], changes: Mapping[str, str]) -> Space:
+def resolve_space(
+    space: str | type[Space] | Space | None, stored: Mapping[str, Any], changes: Mapping[str, str]
+) -> Space:
     """`resolve_plugin` for spaces."""
     return resolve_plugin(SPACES, space, stored, changes, "space")
 
@@ -114,7 +123,9 @@ def resolve_algorithm(
     return resolve_plugin(ALGORITHMS, algorithm, stored, changes, "algo")
 
 
-def resolve_task(task: str | Task | None, stored: Mapping[str, Any], changes: Mapping[str, str]) -> tuple[Task, dict[str, Any]]:
+def resolve_task(
+    task: str | Task | None, stored: Mapping[str, Any], changes: Mapping[str, str]
+) -> tuple[Task, dict[str, Any]]:
     """The task of a data spec, and the plain values from which it comes; a Task is used as it is."""
     if isinstance(task, Task):
         return task, {"name": task.name, **plain(task.settings)}
@@ -132,10 +143,18 @@ def resolve_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda", "mps"):
+            raise NotImplementedError
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        there = ["cpu"] + (["cuda"] if torch.cuda.is_available() else []) + (["mps"] if torch.backends.mps.is_available() else [])
-        raise DeviceError(f"The device must be one of this machine, {', '.join(there)} or auto, but got {name!r}.") from None
+        there = (
+            ["cpu"]
+            + (["cuda"] if torch.cuda.is_available() else [])
+            + (["mps"] if torch.backends.mps.is_available() else [])
+        )
+        raise DeviceError(
+            f"The device must be one of this machine, {', '.join(there)} or auto, but got {name!r}."
+        ) from None
     return device
 
 

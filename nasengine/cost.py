@@ -35,7 +35,7 @@ def multiply_adds(build: Callable[[], nn.Module], shapes: Shapes) -> int:
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step: seconds, and bytes of weights, gradients, optimiser state and activations kept for the backward pass."""
+    """A training step: seconds, and bytes of weights, gradients, optimiser state and activations kept for backward."""
 
     seconds: float
     memory: int

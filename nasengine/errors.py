@@ -32,8 +32,10 @@ class UnknownNameError(NasengineError, LookupError):
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"Unknown {kind} {name!r}.{hint} Known: {', '.join(known) or 'none'}.")
+        listed = f"(known: {', '.join(known) or 'none'})"
+        super().__init__(
+            f"Unknown {kind} {name!r}{f': did you mean {near[0]!r}' if near else ''} {listed}{'?' if near else '.'}"
+        )
 
 
 class SettingError(NasengineError, ValueError):

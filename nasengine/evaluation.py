@@ -14,16 +14,16 @@ from nasengine.task import Batch
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients for a block; training mode is put back."""
-    before = [module.training for module in modules]
+    """Evaluation mode without gradients for a block; the mode of every part is put back."""
+    before = [(part, part.training) for module in modules for part in module.modules()]
     for module in modules:
         module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module, training in zip(modules, before, strict=True):
-            module.train(training)
+        for part, training in before:
+            part.training = training
 
 
 def accuracy(
@@ -47,13 +47,12 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a cumulative mean
-    training = network.training
-    network.train()
     try:
-        with torch.no_grad():
+        with evaluating(network):  # dropout and the like are off
+            for norm in norms:
+                norm.train()
             for inputs, _ in batches:
                 network(inputs)
     finally:
-        network.train(training)
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -16,7 +16,7 @@ from nasengine.data import SCHEMES
 from nasengine.drawing import draw
 from nasengine.errors import RunError
 from nasengine.registry import ALGORITHMS, SPACES
-from nasengine.run import HISTORY, read_record
+from nasengine.run import HISTORY, read_record, saving
 from nasengine.settings import Setting, table
 from nasengine.space import Space
 from nasengine.task import DataSettings
@@ -78,13 +78,12 @@ def show(
         raise RunError("Either a run directory or a genotype must be given to show, and not both.")
     record = read_record(Path(run)) if run is not None else None
     resolved = resolve_space(space, record["config"]["space"] if record else {"name": "darts"}, {})
-    if genotype is not None:
-        architecture = resolved.read(genotype)
-    else:
-        architecture = _found(resolved, record or {}, Path(run or "."))
+    found = resolved.read(genotype) if genotype is not None else None
+    architecture = found or _found(resolved, record or {}, Path(run or "."))
     graphs = resolved.graphs(architecture)
     if out is not None:
-        draw(graphs, Path(out))
+        with saving(Path(out)):
+            draw(graphs, Path(out))
     files = (Path(out),) if out is not None else ()
     return Shown(architecture, resolved.write(architecture), graphs, record, files)
 
@@ -98,6 +97,10 @@ def _found(space: Space, record: dict[str, Any], run: Path) -> Architecture:
             rows = builtins.list(csv.DictReader(file))
     except FileNotFoundError:
         rows = []
+    except (OSError, ValueError, csv.Error):
+        raise RunError(f"{run / HISTORY} must be the readable history of a search, but is not.") from None
     if not rows:
-        raise RunError(f"A run must have ended its first epoch to be shown, but the one in {run} has not; wait or resume it.")
-    return space.read(rows[-1]["architecture"])
+        raise RunError(
+            f"A run must have ended its first epoch to be shown, but the one in {run} has not; wait or resume it."
+        )
+    return space.read(rows[-1].get("architecture") or "")

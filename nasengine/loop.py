@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nasengine.errors import DivergedError, InterruptedRun
-from nasengine.run import Row, Run
+from nasengine.errors import DivergedError, InterruptedRun, RunError
+from nasengine.run import Row, Run, saving
 from nasengine.seeding import generator
 
 
@@ -63,13 +63,13 @@ class Observer:
 class Loop:
     """Runs a job in a run directory, from its checkpoint if there is one.
 
-    After every epoch and every `checkpoint_seconds` the whole state is saved: of the job, of the means and history, and all random
-    states. SIGINT and SIGTERM save after the current step and raise InterruptedRun.
+    After every epoch and every `checkpoint_seconds` the whole state is saved: of the job, of the means and history, and
+    all random states. SIGINT and SIGTERM save after the current step and raise InterruptedRun.
     """
 
     def __init__(self, run: Run, job: Job, observer: Observer, checkpoint_seconds: float) -> None:
         self.run, self.job, self.observer, self.checkpoint_seconds = run, job, observer, checkpoint_seconds
-        self.step, self.seconds, self.step_seconds = 0, 0.0, 0.0
+        self.step, self.saved_step, self.seconds, self.step_seconds = 0, 0, 0.0, 0.0
         self.sums: dict[str, Tensor] = {}
         self.history: list[dict[str, float | int | str]] = []
 
@@ -84,15 +84,22 @@ class Loop:
             while self.step < job.epochs * spe:
                 self._one_step()
                 if self.step % spe == 0:
+                    self._check_state()
                     self._end_epoch(curves)
                     self._save()
                 elif stop or time.perf_counter() - self._saved >= self.checkpoint_seconds:
                     self._save()
                 if stop:
                     self.run.update({"status": "interrupted"})
-                    raise InterruptedRun(f"Stopped by {stop[0]} after step {self.step} of {job.epochs * spe}; all is saved.")
+                    raise InterruptedRun(
+                        f"Stopped by {stop[0]} after step {self.step} of {job.epochs * spe}, all is saved."
+                    )
         self._clock()
-        result = {**job.finish(self.run), "seconds": round(self.seconds, 1), "seconds_in_steps": round(self.step_seconds, 1)}
+        result = {
+            **job.finish(self.run),
+            "seconds": round(self.seconds, 1),
+            "seconds_in_steps": round(self.step_seconds, 1),
+        }
         self.run.update({"status": "finished", "seconds": round(self.seconds, 1), "result": result})
         return result
 
@@ -101,10 +108,11 @@ class Loop:
         metrics = self.job.step(self.step)
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
-        loss = next(iter(metrics.values()))
-        if not bool(torch.isfinite(loss)):
-            self._diverged(f"the loss became {float(loss)}")
         self.step += 1
+        numbers = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
+        for name, number in zip(metrics, numbers, strict=True):
+            if not math.isfinite(number):
+                self._diverged(f"the {name.replace('_', ' ')} became {number}")
         took = time.perf_counter() - start
         self.step_seconds += took
         self.observer.stepped(self.step, self._means(), took)
@@ -124,14 +132,16 @@ class Loop:
         count = (self.step - 1) % self.job.steps_per_epoch + 1
         return {name: float(total) / count for name, total in self.sums.items()}
 
-    def _save(self) -> None:
-        state = self.job.state_dict()
-        if not _finite(state):
+    def _check_state(self) -> None:
+        if not _finite(self.job.state_dict()):
             self._diverged("a weight became NaN or infinite")
+
+    def _save(self) -> None:
+        self._check_state()
         self._clock()
         self.run.save_checkpoint(
             {
-                "job": state,
+                "job": self.job.state_dict(),
                 "step": self.step,
                 "seconds": self.seconds,
                 "step_seconds": self.step_seconds,
@@ -140,6 +150,7 @@ class Loop:
                 "random": random_state(),
             }
         )
+        self.saved_step = self.step
         self.run.update({"seconds": round(self.seconds, 1), "step": self.step})
         self._saved = time.perf_counter()
         self.observer.saved(self.step)
@@ -148,10 +159,17 @@ class Loop:
         saved = self.run.load_checkpoint(self.job.device)
         if saved is None:
             return
-        self.job.load_state_dict(saved["job"])
-        self.step, self.seconds, self.step_seconds = saved["step"], saved["seconds"], saved["step_seconds"]
-        self.sums, self.history = saved["sums"], saved["history"]
-        set_random_state(saved["random"])
+        try:
+            self.job.load_state_dict(saved["job"])
+            self.step, self.seconds, self.step_seconds = saved["step"], saved["seconds"], saved["step_seconds"]
+            self.sums, self.history = saved["sums"], saved["history"]
+            set_random_state(saved["random"])
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+            raise RunError(
+                f"The checkpoint in {self.run.path} must fit the space and the algorithm, but was written by another "
+                "version of them; give another --out for a new run."
+            ) from None
+        self.saved_step = self.step
         self.run.write_history(self.history)
 
     def _clock(self) -> None:
@@ -159,13 +177,12 @@ class Loop:
         self.seconds, self._since = self.seconds + now - self._since, now
 
     def _diverged(self, what: str) -> None:
-        epoch = self.step // self.job.steps_per_epoch + 1
-        kept = self.run.record.get("step")
+        epoch, kept = (self.step - 1) // self.job.steps_per_epoch + 1, self.saved_step
         last = f"the last good state, of step {kept}, is in {self.run.path}" if kept else "no state was saved before"
         self.run.update({"status": "diverged"})
         raise DivergedError(
-            f"Loss and weights must stay finite, but {what} at step {self.step + 1} (epoch {epoch}); {last}: start a new run with a "
-            "smaller learning rate."
+            f"Loss and weights must stay finite, but {what} at step {self.step} (epoch {epoch}); {last}: start a new "
+            "run with a smaller learning rate."
         )
 
 
@@ -175,7 +192,7 @@ def seeded(seed: int, stream: int) -> Iterator[None]:
     before = random_state()
     number = int(torch.randint(2**31, (), generator=generator(seed, stream)))
     torch.manual_seed(number)
-    np.random.seed(number)  # noqa: NPY002 -- a user's module may draw from it
+    np.random.seed(number)
     random.seed(number)
     try:
         yield
@@ -185,7 +202,7 @@ def seeded(seed: int, stream: int) -> Iterator[None]:
 
 def random_state() -> dict[str, Any]:
     """The global random states of torch, CUDA, numpy and Python as tensors and plain values."""
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002
+    kind, keys, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -197,9 +214,9 @@ def random_state() -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any]) -> None:
     """Puts back what `random_state` gave."""
     torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]])
-    np.random.set_state(tuple(state["numpy"]))  # noqa: NPY002
+    if state["cuda"] and torch.cuda.is_available():  # a run may go on where there are fewer GPUs
+        torch.cuda.set_rng_state_all([part.cpu() for part in state["cuda"]][: torch.cuda.device_count()])
+    np.random.set_state(tuple(state["numpy"]))
     random.setstate(state["python"])
 
 
@@ -245,23 +262,26 @@ class _Curves:
     """TensorBoard events of the rows, when TensorBoard is installed."""
 
     def __init__(self, run: Run, step: int) -> None:
+        self._path, self._writer = run.path, None
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            self._writer = None
-        else:
-            self._writer = SummaryWriter(str(run.path), purge_step=step)  # type: ignore[no-untyped-call]
+            return
+        make: Any = SummaryWriter  # typed in some versions only
+        self._writer = make(str(run.path), purge_step=step)
 
     def __enter__(self) -> _Curves:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._writer is not None:
-            self._writer.close()  # type: ignore[no-untyped-call]
+            self._writer.close()
 
     def add(self, step: int, row: Row) -> None:
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        with saving(self._path / "events.out.tfevents"):
             for name, value in row.items():
                 if not isinstance(value, str) and name != "epoch":
-                    self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
-            self._writer.flush()  # type: ignore[no-untyped-call]
+                    self._writer.add_scalar(name, value, step)
+            self._writer.flush()

@@ -16,7 +16,7 @@ from nasengine.supernet import Zero
 
 
 class FactorizedReduce(nn.Module):
-    """Halves height and width without losing pixels: two 1x1 convolutions of stride 2, the second on the image shifted by one."""
+    """Halves height and width: two 1x1 convolutions of stride 2, the second on the image shifted by one pixel."""
 
     def __init__(self, channels_in: int, channels_out: int, affine: bool, relu: nn.Module) -> None:
         super().__init__()
@@ -36,8 +36,9 @@ class FactorizedReduce(nn.Module):
 class _Depthwise(torch.autograd.Function):
     """Depthwise convolution whose input gradient is the convolution of stride 1 with the mirrored kernel.
 
-    Where the stride is 2, zeros are put between the output's gradients first. These are the sums of the plain gradient; they run on the
-    fast forward kernels, whereas the backward kernels of strided, dilated and 5x5 depthwise convolutions on CPUs are several times slower.
+    Where the stride is 2, zeros are put between the output's gradients first. These are the sums of the plain
+    gradient; they run on the fast forward kernels, whereas the backward kernels of strided, dilated and 5x5 depthwise
+    convolutions on CPUs are several times slower.
     """
 
     @staticmethod
@@ -66,7 +67,7 @@ class _Depthwise(torch.autograd.Function):
 
 
 class DepthwiseConv(nn.Conv2d):
-    """A convolution of every channel by itself that keeps the size, or halves it with stride 2; on CPUs with a faster gradient."""
+    """A convolution of every channel by itself that keeps the size, or halves it; on CPUs with a faster gradient."""
 
     def __init__(self, channels: int, kernel: int, stride: int = 1, dilation: int = 1) -> None:
         padding = dilation * (kernel - 1) // 2
@@ -75,12 +76,13 @@ class DepthwiseConv(nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return super().forward(x)
-        output: Tensor = _Depthwise.apply(x, self.weight, self.stride[0], int(self.padding[0]), self.dilation[0])
+        apply: Callable[..., Tensor] = _Depthwise.apply
+        output = apply(x, self.weight, self.stride[0], int(self.padding[0]), self.dilation[0])
         return output
 
 
 class DropPath(nn.Module):
-    """Drops the whole path of random samples in training, scaling the rest (arXiv:1605.07648). `probability` is set from outside."""
+    """Drops the path of random samples in training and scales others (arXiv:1605.07648); `probability` set outside."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,21 +1,22 @@
 """The run directory: one place on disk that holds all of a search or training, and from which it goes on.
 
-Files are written beside their place and renamed, so that a crash at any instant leaves the old file or the new one, whole.
-One process at a time holds the directory. Nothing that is read back can run code.
+Files are written beside their place and renamed, so that a crash at any instant leaves the old file or the new one,
+whole. One process at a time holds the directory. Nothing that is read back can run code.
 """
 
 from __future__ import annotations
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
-import pickle
 import platform
 import subprocess
-import zipfile
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,8 +31,13 @@ RECORD: Final = "run.json"
 CHECKPOINT: Final = "checkpoint.pt"
 HISTORY: Final = "history.csv"
 _LOCK: Final = ".lock"
+_PARTIAL: Final = ".partial-"
 _FORMAT: Final = 1
-_FREE: Final = {"checkpoint_seconds"}  # settings that may differ when a run goes on
+_FREE: Final = {"search.checkpoint_seconds", "train.checkpoint_seconds"}  # settings that may differ when a run goes on
+_PARTS: Final = {
+    "search": ("space", "algo", "data", "search"),
+    "train": ("space", "data", "train"),
+}  # of a configuration
 
 Row = Mapping[str, float | int | str]
 
@@ -57,43 +63,44 @@ class Run:
             config: the resolved configuration, plain values.
             facts: further entries of run.json that must be the same when the run goes on (what the data are).
         """
-        lock = _locked(path)
-        if any(entry.name != _LOCK for entry in path.iterdir()):
-            lock.release()
+        if _holds_something(path) and not (path / RECORD).exists():
             raise RunError(_occupied(path))
-        record = {
-            "format": _FORMAT,
-            "verb": verb,
-            "status": "running",
-            "config": dict(config),
-            "facts": dict(facts),
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": 0.0,
-            "versions": _versions(),
-            "git": _git(),
-        }
-        run = cls(path, record, lock)
-        run.update()
+        lock = _locked(path)
+        try:
+            if _holds_something(path):
+                raise RunError(_occupied(path))
+            record = {
+                "format": _FORMAT,
+                "id": uuid.uuid4().hex,
+                "verb": verb,
+                "status": "running",
+                "config": dict(config),
+                "facts": dict(facts),
+                "started": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": 0.0,
+                "versions": _versions(),
+                "git": _git(),
+            }
+            run = cls(path, record, lock)
+            run.update()
+        except BaseException:
+            lock.release()
+            raise
         return run
 
     @classmethod
     def resume(cls, path: Path, verb: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
         """The run in a directory, to go on with it under the same configuration."""
-        record = read_record(path)
-        if record["verb"] != verb:
-            raise RunError(f"{path} must hold a run of 'nasengine {verb}' to go on with, but holds one of '{record['verb']}'.")
-        if record["status"] == "finished":
-            raise RunError(f"The run in {path} is finished: nothing is left to go on with; give another --out for a new one.")
-        if record["status"] == "diverged":
-            raise RunError(f"The run in {path} diverged and would do so again; start a new one with other settings and --out.")
-        theirs, ours = {"config": record["config"], "facts": record["facts"]}, {"config": config, "facts": facts}
-        differences = [line for line in _differences(theirs, ours, "") if line.split(" ")[0].rpartition(".")[2] not in _FREE]
-        if differences:
-            raise RunError(
-                f"A run must go on with its own configuration, but {differences[0]} is asked for in {path}"
-                f"{f' (and {len(differences) - 1} more differ)' if len(differences) > 1 else ''}; drop what differs or give another --out."
-            )
-        return cls(path, record, _locked(path))
+        read_record(path)
+        lock = _locked(path)
+        try:
+            record = read_record(path)  # anew: until the lock was ours another process may have gone on
+            _check_resumable(path, record, verb)
+            _check_same(path, record, config, facts)
+        except BaseException:
+            lock.release()
+            raise
+        return cls(path, record, lock)
 
     def __enter__(self) -> Run:
         return self
@@ -108,19 +115,25 @@ class Run:
 
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint by tensors and plain values."""
-        content = {"nasengine": _FORMAT, "verb": self.record["verb"], "started": self.record["started"], "state": dict(state)}
-        _write(self.path / CHECKPOINT, lambda file: torch.save(content, file))
+        content = io.BytesIO()  # torch.save hides the reason when a file cannot be written
+        torch.save({"nasengine": _FORMAT, "id": self.record["id"], "state": dict(state)}, content)
+        data = content.getvalue()
+        self.write_bytes(CHECKPOINT, data + hashlib.sha256(data).digest())
 
     def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """What `save_checkpoint` saved last, or None before the first one. Raises RunError when it is damaged or foreign."""
+        """What `save_checkpoint` saved last, None before the first one. Raises RunError if it is damaged or foreign."""
         path = self.path / CHECKPOINT
         if not path.exists():
             return None
         content = read_tensors(path, device)
         if not isinstance(content, dict) or content.get("nasengine") != _FORMAT:
-            raise RunError(f"{path} must be a checkpoint of nasengine, but is another file; remove it to start the run again.")
-        if (content["verb"], content["started"]) != (self.record["verb"], self.record["started"]):
-            raise RunError(f"{path} must be the checkpoint of this run, but belongs to another; remove it to start the run again.")
+            raise RunError(
+                f"{path} must be a checkpoint of nasengine, but is another file; remove it to start the run again."
+            )
+        if content["id"] != self.record["id"]:
+            raise RunError(
+                f"{path} must be the checkpoint of this run, but belongs to another; remove it to start the run again."
+            )
         state: dict[str, Any] = content["state"]
         return state
 
@@ -135,20 +148,31 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a text file of the directory."""
-        _write(self.path / name, lambda file: file.write(text.encode()))
+        self.write_bytes(name, text.encode())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Replaces a file of the directory."""
+        self.write_file(name, lambda path: path.write_bytes(data))
 
     def write_file(self, name: str, write: Callable[[Path], object]) -> None:
-        """Replaces a file of the directory by what `write` writes to the path it is given, which has the same suffix."""
-        partial = self.path / f".partial-{name}"
-        with _saving(self.path / name):
-            write(partial)
-            os.replace(partial, self.path / name)
+        """Replaces a file of the directory by what `write` writes to the path it is given, of the same suffix."""
+        partial = self.path / f"{_PARTIAL}{name}"
+        with saving(self.path / name):
+            try:
+                write(partial)
+                with partial.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(partial, self.path / name)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """What the run.json of a run directory says. Raises RunError."""
-    if not path.is_dir():
-        raise RunError(f"A run must be a directory that nasengine wrote, but {path} is {'a file' if path.exists() else 'missing'}.")
+    if not os.path.isdir(path):  # Path.is_dir raises where a name is too long
+        state = "a file" if os.path.exists(path) else "missing"
+        raise RunError(f"A run must be a directory that nasengine wrote, but {path} is {state}.")
     return read_run_json(path / RECORD)
 
 
@@ -158,25 +182,116 @@ def read_run_json(path: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(f"There must be a run.json of nasengine at {path}, but there is none.") from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} must be a run.json of nasengine, but cannot be read: {error}.") from None
-    missing = [key for key in ("verb", "status", "config", "facts") if not isinstance(record, dict) or key not in record]
+    except OSError as error:
+        raise RunError(
+            f"{path} must be a run.json of nasengine, but cannot be read: {error.strerror or error}."
+        ) from None
+    except ValueError:
+        raise RunError(f"{path} must be a run.json of nasengine, but is not JSON.") from None
+    missing = _missing(record)
     if missing:
-        raise RunError(f"{path} must be a run.json of nasengine, but has no entry {missing[0]!r}.")
+        raise RunError(f"{path} must be a run.json of nasengine, but has no {missing}.")
     return dict(record)
 
 
 def read_tensors(path: Path, device: torch.device) -> Any:
-    """Tensors and plain values of a file that torch.save wrote; every byte is checked. Raises RunError."""
+    """Tensors and plain values of a checkpoint, after its checksum, which is its last 32 bytes. Raises RunError."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"{damaged} does not match its checksum")
-        return torch.load(path, map_location=device, weights_only=True)
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, OSError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-        raise RunError(f"{path} must be a whole checkpoint, but is damaged ({reason}); remove it to start the run again.") from None
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} must be a readable checkpoint, but {error.strerror or error}.") from None
+    data, checksum = content[:-32], content[-32:]
+    try:
+        if hashlib.sha256(data).digest() != checksum:
+            raise ValueError
+        return torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    except Exception:  # torch.load raises whatever its parts raise
+        raise RunError(
+            f"{path} must be a whole checkpoint of nasengine, but is damaged or another file; remove it to start the "
+            "run again."
+        ) from None
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Turns a failing write into one sentence that names the file and says what is still whole."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise RunError(
+                f"There must be space to save {path}, but the disk is full; what was saved before is whole: make room "
+                "and go on with --resume."
+            ) from None
+        raise RunError(
+            f"{path} must be writable, but {error.strerror or error}; what was saved before is whole."
+        ) from None
+
+
+def _missing(record: object) -> str:
+    """What a record would need to be one of a run, or an empty text."""
+    if not isinstance(record, dict):
+        return "entries"
+    for key, kind in (("id", str), ("status", str), ("config", dict), ("facts", dict)):
+        if not isinstance(record.get(key), kind):
+            return f"entry {key!r}"
+    if record.get("verb") not in _PARTS:
+        return "known verb"
+    config = record["config"]
+    wrong = [name for name in _PARTS[record["verb"]] if not isinstance(config.get(name), dict)]
+    if record["verb"] == "train" and not isinstance(config.get("architecture"), str):
+        wrong.append("architecture")
+    return (
+        f"entry 'config.{wrong[0]}'"
+        if wrong
+        else ""
+        if isinstance(record.get("result", {}), dict)
+        else "entry 'result'"
+    )
+
+
+def _check_resumable(path: Path, record: Mapping[str, Any], verb: str) -> None:
+    if record["verb"] != verb:
+        raise RunError(
+            f"{path} must hold a run of 'nasengine {verb}' to go on with, but holds one of '{record['verb']}'."
+        )
+    if record["status"] == "finished":
+        raise RunError(
+            f"The run in {path} is finished: nothing is left to go on with; give another --out for a new one."
+        )
+    if record["status"] == "diverged":
+        raise RunError(
+            f"The run in {path} diverged and would do so again; start a new one with other settings and --out."
+        )
+
+
+def _check_same(path: Path, record: Mapping[str, Any], config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    changed = _differences(record["facts"], facts, "")
+    differences = [(name, *both) for name, *both in _differences(record["config"], config, "") if name not in _FREE]
+    if differences:
+        name, theirs, ours = differences[0]
+        more = f" (and {len(differences) - 1} more differ)" if len(differences) > 1 else ""
+        raise RunError(
+            f"A run must go on with its own configuration, but {name} is {theirs!r} in {path} and {ours!r} is asked "
+            f"for{more}; drop what differs or give another --out."
+        )
+    if changed:
+        name, theirs, ours = changed[0]
+        raise RunError(
+            f"A run must go on with its own data, but in {path} their {name} is {theirs!r} and now it is {ours!r}; put "
+            "the old data back or give another --out."
+        )
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is more in a directory than what a start that was killed may leave."""
+    try:
+        names = os.listdir(path) if os.path.isdir(path) else []
+    except OSError as error:
+        raise RunError(
+            f"The run directory {path} must be readable, but {error.strerror or error}; give another --out."
+        ) from None
+    return any(name != _LOCK and not name.startswith(_PARTIAL) for name in names)
 
 
 def _locked(path: Path) -> FileLock:
@@ -185,9 +300,13 @@ def _locked(path: Path) -> FileLock:
         lock = FileLock(path / _LOCK)
         lock.acquire(timeout=0)
     except Timeout:
-        raise RunError(f"A run must be held by one process, but another one holds {path}; wait for it or stop it.") from None
+        raise RunError(
+            f"A run must be held by one process, but another one holds {path}; wait for it or stop it."
+        ) from None
     except OSError as error:
-        raise RunError(f"The run directory {path} must be writable, but {error.strerror or error}; give another --out.") from None
+        raise RunError(
+            f"The run directory {path} must be writable, but {error.strerror or error}; give another --out."
+        ) from None
     return lock
 
 
@@ -195,52 +314,19 @@ def _occupied(path: Path) -> str:
     if not (path / RECORD).exists():
         return f"The run directory {path} must be new or empty, but holds other files; give another --out."
     status = read_record(path)["status"]
-    hint = "" if status in ("finished", "diverged") else "add --resume to go on with it, or "
-    return f"The run directory {path} must be new or empty, but holds a run that is {status}; {hint}give another --out."
+    ended = status in ("finished", "diverged")
+    hint = "" if ended else "add --resume to go on with it, or "
+    state = status if ended else "not finished"
+    return f"The run directory {path} must be new or empty, but holds a run that is {state}; {hint}give another --out."
 
 
-class _saving:
-    """Turns a failing write into one sentence that names the file and says what is still whole."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)):
-            raise RunError(
-                f"There must be space to save {self.path}, but the disk is full; what was saved before is whole: make room and "
-                "go on with --resume."
-            ) from None
-        if isinstance(error, OSError):
-            raise RunError(f"{self.path} must be writable, but {error.strerror or error}; what was saved before is whole.") from None
-
-
-def _write(path: Path, fill: Callable[[Any], object]) -> None:
-    partial = path.with_name(f".partial-{path.name}")
-    with _saving(path):
-        try:
-            with partial.open("wb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-
-
-def _differences(theirs: Any, ours: Any, where: str) -> list[str]:
+def _differences(theirs: Any, ours: Any, where: str) -> list[tuple[str, Any, Any]]:
+    """Dotted name and both values of whatever differs."""
     if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
         keys = [*theirs, *(key for key in ours if key not in theirs)]
-        return [line for key in keys for line in _differences(theirs.get(key), ours.get(key), f"{where}.{key}")]
-    if theirs == ours:
-        return []
-    name = where.removeprefix(".config.").removeprefix(".facts.")
-    return [f"{name} {ours!r} instead of {theirs!r}"]
+        return [found for key in keys for found in _differences(theirs.get(key), ours.get(key), f"{where}.{key}")]
+    same = theirs == json.loads(json.dumps(ours))  # JSON makes lists of tuples
+    return [] if same else [(where.removeprefix("."), theirs, ours)]
 
 
 def _versions() -> dict[str, str]:
@@ -258,7 +344,9 @@ def _git() -> dict[str, Any] | None:
         return None
     try:
         head, changes = (
-            subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10).stdout
+            subprocess.run(
+                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ).stdout
             for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):

@@ -16,13 +16,13 @@ from nasengine.architecture import Architecture
 from nasengine.config import (
     SearchSettings,
     plain_plugin,
+    read_config,
     resolve_algorithm,
     resolve_device,
     resolve_settings,
     resolve_space,
     resolve_task,
     split_assignments,
-    read_config,
 )
 from nasengine.drawing import changes, draw
 from nasengine.evaluation import accuracy, evaluating, recalibrate
@@ -60,7 +60,12 @@ class SearchJob:
     """A search for the loop."""
 
     def __init__(
-        self, space: Space, algorithm: Algorithm[Any], task: Task, settings: SearchSettings, observer: Observer | None = None
+        self,
+        space: Space,
+        algorithm: Algorithm[Any],
+        task: Task,
+        settings: SearchSettings,
+        observer: Observer | None = None,
     ) -> None:
         self.space, self.algorithm, self.task, self.settings = space, algorithm, task, settings
         self.observer = observer or Observer()
@@ -70,10 +75,9 @@ class SearchJob:
         self.valid = self._batches(self.valid_indices, VALID)
         self.epochs, self.steps_per_epoch = settings.epochs, len(self.train)
         with seeded(settings.seed, WEIGHTS):
-            supernet = space.supernet(task.shapes, task.loss)
-        supernet = on_device(supernet, self.device)
-        alphas = generator(settings.seed, ALPHAS)
-        self.state = algorithm.init(supernet, alphas, self.epochs * self.steps_per_epoch)
+            supernet = on_device(space.supernet(task.shapes, task.loss), self.device)
+            alphas = generator(settings.seed, ALPHAS)
+            self.state = algorithm.init(supernet, alphas, self.epochs * self.steps_per_epoch)
         self.architecture: Architecture | None = None
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -89,7 +93,9 @@ class SearchJob:
 
     def end_epoch(self, epoch: int) -> Row:
         architecture = self.algorithm.derive(self.state)
-        changed = changes(self.space.graphs(self.architecture), self.space.graphs(architecture)) if self.architecture else []
+        changed = (
+            changes(self.space.graphs(self.architecture), self.space.graphs(architecture)) if self.architecture else []
+        )
         self.architecture = architecture
         for text in (*changed, self.space.warning(architecture)):
             if text:
@@ -107,7 +113,7 @@ class SearchJob:
         }
 
     def judge(self, architecture: Architecture) -> tuple[float, float]:
-        """Validation accuracy of the supernet under its mixture, and of an architecture with the weights it inherits."""
+        """Validation accuracy of the supernet under its mixture, and of an architecture with inherited weights."""
         supernet, mixture = self.algorithm.supernet(self.state), self.algorithm.mixture(self.state)
         with evaluating(supernet):
             soft = accuracy(lambda inputs: supernet(inputs, mixture), self._held_out(), self.task.correct)
@@ -125,10 +131,18 @@ class SearchJob:
             run.write_file(f"cells.{suffix}", lambda path: draw(graphs, path))
         run.write_text("genotype.txt", text + "\n")
         run.write_text("architecture.txt", str(architecture).replace(" ", "\n") + "\n")
-        return {"architecture": str(architecture), "genotype": text, "supernet_accuracy": supernet, "derived_accuracy": derived}
+        return {
+            "architecture": str(architecture),
+            "genotype": text,
+            "supernet_accuracy": supernet,
+            "derived_accuracy": derived,
+        }
 
     def state_dict(self) -> dict[str, Any]:
-        return {"algorithm": state_dict(self.state), "architecture": str(self.architecture) if self.architecture else ""}
+        return {
+            "algorithm": state_dict(self.state),
+            "architecture": str(self.architecture) if self.architecture else "",
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         load_state_dict(self.state, state["algorithm"])

@@ -1,4 +1,4 @@
-"""Random generators that are pure functions of a key, so that a resumed run needs no history to draw the same numbers."""
+"""Random generators as pure functions of a key: a resumed run needs no history to draw the same numbers."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from nasengine.errors import SettingError, UnknownNameError
 T = TypeVar("T")
 
 
-def setting(default: T, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None) -> T:
+def setting(
+    default: T, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None
+) -> T:
     """A dataclass field with a help text and a range: `low <= value`, `above < value`, `value <= high`."""
     metadata = {"help": help, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=metadata)

@@ -23,8 +23,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class Space(abc.ABC):
     """A set of architectures. The fields are the settings of the space.
 
-    A subclass is a frozen dataclass with a class attribute `name` that writes `network`: ordinary PyTorch with choices inside.
-    A space with rules of its own overrides `derive` and `check`; one with a training form of its own overrides `final` and `build`.
+    A subclass is a frozen dataclass with a class attribute `name` that writes `network`: ordinary PyTorch with
+    choices inside. A space with rules of its own overrides `derive` and `check`; one with a training form of its own
+    overrides `final` and `build`.
     """
 
     name: ClassVar[str] = ""
@@ -79,11 +80,11 @@ class Space(abc.ABC):
         return self
 
     def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
-        """The stand-alone network of an architecture, freshly initialised. May give (logits, auxiliary logits) in training."""
+        """The stand-alone network of an architecture, with new weights; in training it may give (logits, auxiliary)."""
         return fix(self.network(shapes), architecture)
 
     def graphs(self, architecture: Architecture) -> dict[str, nx.DiGraph[str]]:
-        """The architecture as graphs for pictures and predictors: nodes in topological order, `operation` on edges or nodes."""
+        """The architecture as graphs: nodes in topological order, the attribute `operation` on edges or nodes."""
         graph: nx.DiGraph[str] = nx.DiGraph()
         for label, option in architecture.items():
             graph.add_node(label, operation=option)

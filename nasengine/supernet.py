@@ -1,8 +1,8 @@
 """The supernet: one module that holds all architectures, and the choices inside it.
 
-A `Mixture` says under which weights over the options each choice is evaluated. It is bound for the length of one call and
-read by the modules that hold choices, so that the author's `forward` stays ordinary. Calls may be nested or interleaved:
-nothing of a mixture outlives its call.
+A `Mixture` says under which weights over the options each choice is evaluated. It is bound for the length of one call
+and read by the modules that hold choices, so that the author's `forward` stays ordinary. Calls may be nested or
+interleaved: nothing of a mixture outlives its call.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Zero(nn.Module):
 class Shared(nn.Module):
     """Computes `module` once per supernet call for all the places that ask for it with the same input tensor.
 
-    Put one instance into several options (the ReLU, or the pooling, of all edges that leave a state). Outside a supernet call it
-    is the module itself.
+    Put one instance into several options (the ReLU, or the pooling, of all edges that leave a state). Outside a
+    supernet call it is the module itself.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -84,8 +84,9 @@ class Shared(nn.Module):
 class MixedOp(nn.Module):
     """A categorical choice between modules that take the same input and give outputs of the same shape.
 
-    Under a soft mixture: the weighted sum of all options, sum_o w_o * o(x) (arXiv:1806.09055, eq. 2 after the softmax); the options
-    that are `Zero` keep their share of the weights and cost nothing. Under a hard mixture: the chosen option alone.
+    Under a soft mixture: the weighted sum of all options, sum_o w_o * o(x) (arXiv:1806.09055, eq. 2 after the
+    softmax); the options that are `Zero` keep their share of the weights and cost nothing. Under a hard mixture: the
+    chosen option alone.
     """
 
     def __init__(self, label: str, options: Mapping[str, nn.Module]) -> None:
@@ -128,7 +129,7 @@ class MixedOp(nn.Module):
 
 
 def choices_of(network: nn.Module) -> dict[str, Choice]:
-    """The choices inside a module by label, in the order of its modules. Raises ArchitectureError where two disagree."""
+    """The choices inside a module by label, in the order of its modules. Raises ArchitectureError if two disagree."""
     choices: dict[str, Choice] = {}
     for module in network.modules():
         choice = getattr(module, "choice", None)
@@ -146,8 +147,9 @@ def fix(network: nn.Module, architecture: Architecture) -> nn.Module:
     def fixed(module: nn.Module) -> nn.Module:
         while isinstance(module, MixedOp):
             module = module.options[module.choice.options.index(architecture[module.choice.label])]
-        for name, child in module.named_children():
-            setattr(module, name, fixed(child))
+        for name, child in list(module._modules.items()):  # named_children leaves out a child's second name
+            if child is not None:
+                setattr(module, name, fixed(child))
         return module
 
     return fixed(copy.deepcopy(network))
@@ -189,13 +191,14 @@ class Supernet(nn.Module):
     def evaluate(self, batch: Batch, mixture: Mixture, weights: Weights | None = None) -> Evaluation:
         """Loss on a batch.
 
-        With `weights` the pass is a virtual one: it runs at those weights, and neither the supernet's own weights nor its
-        batch-norm statistics change.
+        With `weights` the pass is a virtual one: it runs at those weights, and neither the supernet's own weights nor
+        its batch-norm statistics change.
         """
         if weights is None:
             outputs = self(batch.inputs, mixture)
         else:
-            outputs = functional_call(self, {**weights, **self._scratch_buffers()}, (batch.inputs, mixture))
+            scratch = self._scratch_buffers() if self.training else {}  # in evaluation no statistics change
+            outputs = functional_call(self, {**weights, **scratch}, (batch.inputs, mixture))
         return Evaluation(self.loss(outputs, batch.targets), outputs.detach())
 
     def hard(self, architecture: Architecture) -> dict[str, int]:

@@ -108,7 +108,7 @@ class DataSettings:
     """
 
     train_portion: float = setting(0.5, "part of each class that trains the weights in a search", above=0.0, high=1.0)
-    train_size: int | None = setting(None, "use only so many training examples, evenly of every class", low=2)
+    train_size: int | None = setting(None, "use only so many training examples, the classes in proportion", low=2)
     image_size: int | None = setting(None, "resize images to this many pixels", low=1)
     crop: int | None = setting(None, "pixels of zero padding before a random crop", low=0)
     flip: bool | None = setting(None, "flip training images horizontally at random")
@@ -235,12 +235,12 @@ def stratified_split(targets: Tensor, portion: float, rng: torch.Generator) -> t
 
 
 def _fewer(dataset: Dataset, size: int) -> Dataset:
-    """`dataset` with `size` training examples, the same ones for every seed and as evenly of every class as the whole."""
+    """`dataset` with `size` training examples, the same for every seed, with the classes in proportion."""
     count = len(dataset.train_targets)
     if not len(dataset.classes) <= size <= count:
         raise SettingError(
-            f"data.train_size must be from {len(dataset.classes)}, one a class, to the {count} examples of {dataset.name}, "
-            f"but got {size}."
+            f"data.train_size must be from {len(dataset.classes)}, one a class, to the {count} examples of "
+            f"{dataset.name}, but got {size}."
         )
     kept = stratified_split(dataset.train_targets, size / count, generator(0, 0, 0, _SUBSET))[0]
     return dataclasses.replace(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from nasengine import cost
@@ -18,12 +18,12 @@ from nasengine.architecture import Architecture
 from nasengine.config import (
     TrainSettings,
     plain_plugin,
+    read_config,
     resolve_device,
     resolve_settings,
     resolve_space,
     resolve_task,
     split_assignments,
-    read_config,
 )
 from nasengine.errors import ArchitectureError, RunError
 from nasengine.evaluation import accuracy, evaluating
@@ -103,8 +103,10 @@ class TrainJob:
         )
         with evaluating(self.network):
             test = accuracy(self.network, batches, self.task.correct)
-        tensors = {name: tensor.contiguous() for name, tensor in self.network.state_dict().items()}
-        run.write_file("network.safetensors", lambda path: save_file(tensors, path))
+        # Copies, since a file of safetensors cannot hold two names for one tensor.
+        kept = self.network.state_dict().items()
+        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in kept}
+        run.write_bytes("network.safetensors", save(tensors))
         return {
             "test_accuracy": test,
             "test_size": len(data.test_targets),
@@ -158,17 +160,21 @@ def plan_training(
     config: Mapping[str, Any] | None = None,
 ) -> TrainPlan:
     """Resolves what is to be trained: the architecture of a search, of a text, or of a stored configuration."""
-    found = read_record(Path(run)) if run is not None else None
     stored = dict(config or {})
+    given = sum(value is not None for value in (run, genotype, architecture))
+    if given > 1 or (given == 0 and "architecture" not in stored):
+        raise RunError(f"A training must have one of a run, a genotype and an architecture, but got {given} of them.")
+    found = _search_record(Path(run)) if run is not None else None
     if found is not None:
         stored.setdefault("data", found["config"]["data"])
-        stored.setdefault("train", {name: found["config"]["search"][name] for name in ("seed", "device")})
-    given = split_assignments(list(settings), GROUPS)
-    resolved = _final_space(space, stored, found, given["space"])
-    chosen = _chosen(resolved, found, genotype, architecture, stored.get("architecture"), run)
-    numbers = resolve_settings(TrainSettings, stored.get("train", {}), given["train"], "train")
+        shared = {name: value for name, value in found["config"]["search"].items() if name in ("seed", "device")}
+        stored.setdefault("train", shared)
+    changes = split_assignments(list(settings), GROUPS)
+    resolved = _final_space(space, stored, found, changes["space"])
+    chosen = _chosen(resolved, found, genotype, architecture, stored.get("architecture"))
+    numbers = resolve_settings(TrainSettings, stored.get("train", {}), changes["train"], "train")
     resolve_device(numbers.device)
-    resolved_task, data = resolve_task(task, stored.get("data", {}), given["data"])
+    resolved_task, data = resolve_task(task, stored.get("data", {}), changes["data"])
     resolved.check(resolved.choices(resolved_task.shapes), chosen)
     final = {
         "space": plain_plugin(SPACES, resolved),
@@ -208,9 +214,6 @@ def train(
         resume: go on with the training in `out`.
         observer: sees the training.
     """
-    given = sum(value is not None for value in (run, genotype, architecture))
-    if given != 1 and not (given == 0 and (resume or config)):
-        raise RunError(f"A training must have one of a run, a genotype and an architecture, but got {given} of them.")
     where = Path(out) if out is not None else Path(run) / "final" if run is not None else None
     if resume and where is not None:
         config = {**read_config(where, "train"), **(config or {})}
@@ -224,6 +227,18 @@ def train(
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
         result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         return TrainResult(path, float(result["test_accuracy"]), directory.record)
+
+
+def _search_record(path: Path) -> dict[str, Any]:
+    """The record of a finished search."""
+    record = read_record(path)
+    if record["verb"] != "search":
+        raise RunError(f"A training needs the run of a search, but {path} holds one of 'nasengine {record['verb']}'.")
+    if record["status"] != "finished":
+        advice = "search anew" if record["status"] == "diverged" else "go on with it by 'nasengine search --resume'"
+        state = "diverged" if record["status"] == "diverged" else "not finished"
+        raise RunError(f"A training needs a finished search, but the one in {path} is {state}; {advice}.")
+    return record
 
 
 def _final_space(
@@ -247,7 +262,6 @@ def _chosen(
     genotype: str | None,
     architecture: Architecture | Path | str | None,
     stored: str | None,
-    run: Path | str | None,
 ) -> Architecture:
     if genotype is not None:
         return space.read(genotype)
@@ -255,12 +269,9 @@ def _chosen(
         return architecture
     if architecture is not None:
         return _read_architecture(space, architecture)
-    if stored is not None:
-        return Architecture.parse(stored)
-    if found is None or "architecture" not in found.get("result", {}):
-        status = found["status"] if found else "missing"
-        raise RunError(f"A training needs a finished search, but the one in {run} is {status}; go on with it by --resume.")
-    return Architecture.parse(found["result"]["architecture"])
+    if found is None:
+        return Architecture.parse(str(stored))
+    return Architecture.parse(str(found.get("result", {}).get("architecture", "")))
 
 
 def _read_architecture(space: Space, source: Path | str) -> Architecture:
@@ -271,5 +282,7 @@ def _read_architecture(space: Space, source: Path | str) -> Architecture:
             text = Path(source).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "not a text"
-            raise ArchitectureError(f"An architecture must be a readable file, but {source} is not: {reason}.") from None
+            raise ArchitectureError(
+                f"An architecture must be a readable file, but {source} is not: {reason}."
+            ) from None
     return space.read(text) if "(" in text else Architecture.parse(text)

@@ -9,9 +9,11 @@ from nasengine.errors import ArchitectureError
 
 Pairs = list[tuple[str, int]]
 
+_LONGEST = 100
+
 
 class Genotype(NamedTuple):
-    """A normal and a reduction cell: (operation, input state) pairs, two per node, and the states that the output joins."""
+    """Two cells: (operation, input state) pairs, two a node, and the states that the output joins."""
 
     normal: Pairs
     normal_concat: list[int]
@@ -20,7 +22,7 @@ class Genotype(NamedTuple):
 
 
 def write_genotype(genotype: Genotype) -> str:
-    """The text form, `Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, ...], reduce=[...], reduce_concat=[...])`."""
+    """The text form: Genotype(normal=[('sep_conv_3x3', 0), ...], normal_concat=[2, ...], reduce=..., ...)."""
     return f"Genotype({', '.join(f'{name}={value!r}' for name, value in genotype._asdict().items())})"
 
 
@@ -37,11 +39,11 @@ def read_genotype(text: str) -> Genotype:
         fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
         if set(fields) != set(Genotype._fields):
             raise ValueError(f"it names {', '.join(fields)}")
-        for name in ("normal", "reduce"):
-            fields[name] = [_pair(entry) for entry in fields[name]]
-        return Genotype(**fields)
-    except (ValueError, TypeError, SyntaxError) as error:
-        reason = error.msg if isinstance(error, SyntaxError) else error
+        normal, reduce = ([_pair(entry) for entry in fields[name]] for name in ("normal", "reduce"))
+        concat, reduce_concat = ([_state(entry) for entry in fields[f"{name}_concat"]] for name in ("normal", "reduce"))
+        return Genotype(normal, concat, reduce, reduce_concat)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:  # the last two: too deep
+        reason = error.msg if isinstance(error, SyntaxError) else str(error) or "it is nested too deeply"
         raise ArchitectureError(
             "A genotype must be Genotype(normal=[(operation, input), ...], normal_concat=[...], reduce=[...], "
             f"reduce_concat=[...]), but {reason}."
@@ -50,7 +52,10 @@ def read_genotype(text: str) -> Genotype:
 
 def _literal(node: ast.expr) -> list[object]:
     if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
-        return list(range(*[int(ast.literal_eval(argument)) for argument in node.args]))
+        states = range(*[int(ast.literal_eval(argument)) for argument in node.args])
+        if len(states[:_LONGEST]) == _LONGEST:
+            raise ValueError(f"{ast.unparse(node)} is too long")
+        return list(states)
     return list(ast.literal_eval(node))
 
 
@@ -60,3 +65,9 @@ def _pair(entry: object) -> tuple[str, int]:
         if isinstance(operation, str) and type(source) is int:
             return operation, source
     raise ValueError(f"{entry!r} is not a pair (operation, input)")
+
+
+def _state(entry: object) -> int:
+    if type(entry) is int:
+        return entry
+    raise ValueError(f"{entry!r} is not the number of a state")

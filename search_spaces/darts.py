@@ -27,9 +27,9 @@ KINDS = ("normal", "reduce")
 class DARTS(Space):
     """Cells of DARTS: 2 inputs, 4 nodes, 8 operations on 14 edges; a normal and a reduction cell.
 
-    A cell's choices are its edges, "normal/0-2" from state 0 to state 2; states 0 and 1 are the outputs of the two cells before.
-    A derived cell keeps for every node the two incoming edges with the strongest operation other than "none"; the others are
-    "none". Reduction cells stand at one and two thirds of the depth.
+    A cell's choices are its edges, "normal/0-2" from state 0 to state 2; states 0 and 1 are the outputs of the two
+    cells before. A derived cell keeps for every node the two incoming edges with the strongest operation other than
+    "none"; the others are "none". Reduction cells stand at one and two thirds of the depth.
 
     References: Liu, Simonyan, Yang, ICLR 2019, arXiv:1806.09055, sections 2.1, 2.4 and A.1.
     """
@@ -63,7 +63,9 @@ class DARTS(Space):
         return dataclasses.replace(self, channels=36, layers=20, auxiliary=True)
 
     def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
-        return Network(self, shapes, lambda kind, plan: DerivedCell(self.inputs(architecture, kind), plan), self.auxiliary)
+        return Network(
+            self, shapes, lambda kind, plan: DerivedCell(self.inputs(architecture, kind), plan), self.auxiliary
+        )
 
     def inputs(self, architecture: Architecture, kind: str) -> list[list[tuple[int, str]]]:
         """For every node of a cell: its (source state, operation) pairs."""
@@ -78,7 +80,7 @@ class DARTS(Space):
             for node, pairs in enumerate(self.inputs(architecture, kind), start=2):
                 if len(pairs) != 2:
                     raise ArchitectureError(
-                        f"Every node must keep two incoming edges, but node {node} of the {kind} cell keeps {len(pairs)}."
+                        f"Every node must keep two incoming edges, but node {node} of the {kind} cell has {len(pairs)}."
                     )
 
     def derive(self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor]) -> Architecture:
@@ -116,15 +118,15 @@ class DARTS(Space):
         for kind, pairs, concat in zip(KINDS, genotype[::2], genotype[1::2], strict=True):
             if len(pairs) != 2 * self.nodes or list(concat) != list(range(2, self.nodes + 2)):
                 raise ArchitectureError(
-                    f"A genotype for space.nodes={self.nodes} must have {2 * self.nodes} pairs in the {kind} cell and join all "
-                    f"nodes, but got {len(pairs)} pairs joined over {list(concat)}."
+                    f"A genotype for space.nodes={self.nodes} must have {2 * self.nodes} pairs in the {kind} cell and "
+                    f"join all nodes, but got {len(pairs)} pairs joined over {list(concat)}."
                 )
             for place, (operation, source) in enumerate(pairs):
                 label = f"{kind}/{source}-{place // 2 + 2}"
                 if options.get(label) != "none":
                     raise ArchitectureError(
-                        f"Every node must have two different earlier inputs, but node {place // 2 + 2} of the {kind} cell has "
-                        f"({operation!r}, {source})."
+                        f"Every node must have two different earlier inputs, but node {place // 2 + 2} of the {kind} "
+                        f"cell has ({operation!r}, {source})."
                     )
                 options[label] = operation
         architecture = Architecture(options)
@@ -169,7 +171,9 @@ def _plans(space: DARTS, stem_channels: int, imagenet: bool) -> Iterator[CellPla
 
 def _require_image(shapes: Shapes) -> None:
     if len(shapes.input) != 3:
-        raise DataError(f"Space 'darts' needs images (channels, height, width), but one input has shape {shapes.input}.")
+        raise DataError(
+            f"Space 'darts' needs images (channels, height, width), but one input has shape {shapes.input}."
+        )
 
 
 class _Preprocess(nn.Module):
@@ -189,7 +193,7 @@ class _Preprocess(nn.Module):
 
 
 class SearchCell(nn.Module):
-    """All operations on all edges. What the edges that leave a state have in common is computed once: ReLU, poolings, identity.
+    """All operations on all edges; what the edges that leave a state have in common is computed once: ReLU, poolings.
 
     Pooling is followed by batch norm; no batch norm has learned scales (section A.1.1 of the paper).
     """
@@ -226,7 +230,9 @@ class SearchCell(nn.Module):
     @staticmethod
     def _own(plan: CellPlan, source: int, relu: nn.Module) -> dict[str, nn.Module]:
         stride = 2 if plan.reduction and source < 2 else 1
-        return {name: make(plan.channels, stride, False, relu) for name, make in OPERATIONS.items() if "pool" not in name}
+        return {
+            name: make(plan.channels, stride, False, relu) for name, make in OPERATIONS.items() if "pool" not in name
+        }
 
 
 class DerivedCell(nn.Module):
@@ -253,13 +259,15 @@ class DerivedCell(nn.Module):
 
 
 class Network(nn.Module):
-    """Stem, cells, global pooling and a linear classifier; in training with an auxiliary head (logits, auxiliary logits)."""
+    """Stem, cells, global pooling, a linear classifier; with an auxiliary head (logits, auxiliary) in training."""
 
     def __init__(self, space: DARTS, shapes: Shapes, cell: CellFactory, auxiliary: bool = False) -> None:
         super().__init__()
         _require_image(shapes)
         imagenet = space.stem == "imagenet" or (space.stem == "auto" and min(shapes.input[1:]) >= 96)
-        self.stem = ImageNetStem(shapes.input[0], space.channels) if imagenet else CifarStem(shapes.input[0], space.channels)
+        self.stem = (
+            ImageNetStem(shapes.input[0], space.channels) if imagenet else CifarStem(shapes.input[0], space.channels)
+        )
         plans = list(_plans(space, self.stem.channels, imagenet))
         self.cells = nn.ModuleList(cell("reduce" if plan.reduction else "normal", plan) for plan in plans)
         self.auxiliary_after = 2 * space.layers // 3
@@ -317,7 +325,8 @@ class ImageNetStem(nn.Module):
 class AuxiliaryHead(nn.Module):
     """A classifier on features at two thirds of the depth.
 
-    Differs from the published code: features of another size than its 8x8 (CIFAR) and 7x7 (ImageNet) are pooled to 2x2 evenly.
+    Differs from the published code: features of another size than its 8x8 (CIFAR) and 7x7 (ImageNet) are pooled to
+    2x2 evenly.
     """
 
     def __init__(self, channels: int, classes: int, imagenet: bool) -> None:

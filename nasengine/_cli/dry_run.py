@@ -7,13 +7,13 @@ import typer
 
 from nasengine import cost
 from nasengine.algorithm import state_dict
+from nasengine.architecture import Architecture
 from nasengine.config import TrainSettings
 from nasengine.searching import SearchJob, SearchPlan
 from nasengine.seeding import generator
 from nasengine.space import Space
-from nasengine.training import TrainJob, TrainPlan
-from nasengine.architecture import Architecture
 from nasengine.task import Task
+from nasengine.training import TrainJob, TrainPlan
 
 _PROBE_BATCH = 8
 
@@ -24,7 +24,8 @@ def search_cost(plan: SearchPlan) -> None:
     steps = job.epochs * job.steps_per_epoch
     supernet = plan.algorithm.supernet(job.state)
     step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)))
-    typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {job.epochs} epochs of {job.steps_per_epoch} steps")
+    length = f"{job.epochs} epochs of {job.steps_per_epoch} steps"
+    typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
     _print_step(step, steps, plan.settings.batch_size)
     architecture = plan.space.sample(supernet.choices, generator(plan.settings.seed))

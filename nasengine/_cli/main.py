@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -14,7 +15,6 @@ app = typer.Typer(
     name="nasengine",
     help="Differentiable neural architecture search: search a space, look at the cell, train the network.",
     epilog="Start with: nasengine search --space darts --algo rarts   (handwritten digits, no download, some minutes)",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -36,7 +36,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     del version
 
@@ -45,21 +47,22 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command line and gives the exit code: 0, 2 for bad input, 130 when interrupted."""
     from nasengine.errors import NasengineError
 
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(arguments if arguments is not None else sys.argv[1:], standalone_mode=False)
+        code = app(given or ["--help"], prog_name="nasengine", standalone_mode=False)
     except NasengineError as error:
         typer.echo(f"nasengine: {error}", err=True)
         return error.exit_code
-    except typer.Abort:
-        typer.echo("nasengine: Stopped.", err=True)
-        return 130
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         typer.echo("nasengine: Stopped; what was saved before is whole: go on with --resume.", err=True)
         return 130
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        typer.echo(f"nasengine: {error.format_message()}", err=True)
+        typer.echo(f"nasengine: {error.format_message().rstrip('.')}.", err=True)
         return int(getattr(error, "exit_code", 2))
     return int(code or 0)
 

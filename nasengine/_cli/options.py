@@ -9,24 +9,41 @@ import typer
 
 Data = Annotated[
     str | None,
-    typer.Option(help="digits, cifar10:PATH, cifar100:PATH, imagefolder:PATH or npz:PATH.  [default: digits]", show_default=False),
+    typer.Option(
+        help="digits, cifar10:PATH, cifar100:PATH, imagefolder:PATH or npz:PATH.  [default: digits]", show_default=False
+    ),
 ]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting, such as algo.beta=5; may come often. 'nasengine list' names all.", metavar="NAME=VALUE"),
+    typer.Option(
+        "--set",
+        help="A setting, such as algo.beta=5; may come often. 'nasengine list' names all.",
+        metavar="NAME=VALUE",
+    ),
 ]
 Config = Annotated[
-    Path | None, typer.Option(help="A run.json, or a run directory: take its configuration.", metavar="PATH", show_default=False)
+    Path | None,
+    typer.Option(help="A run.json, or a run directory: take its configuration.", metavar="PATH", show_default=False),
 ]
 Out = Annotated[Path | None, typer.Option(help="The run directory.", metavar="DIR", show_default=False)]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
-Epochs = Annotated[int | None, typer.Option(help="Passes over the training data.", show_default=False)]
-BatchSize = Annotated[int | None, typer.Option("--batch-size", "--batch_size", help="Examples a batch.", show_default=False)]
-Seed = Annotated[int | None, typer.Option(help="Of all random numbers.  [default: 0]", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto.  [default: auto]", show_default=False)]
+# Numbers are texts here: the settings check them, so that a flag and --set answer alike.
+Epochs = Annotated[
+    str | None, typer.Option(help="Passes over the training data.", metavar="INTEGER", show_default=False)
+]
+BatchSize = Annotated[
+    str | None,
+    typer.Option("--batch-size", "--batch_size", help="Examples a batch.", metavar="INTEGER", show_default=False),
+]
+Seed = Annotated[
+    str | None, typer.Option(help="Of all random numbers.  [default: 0]", metavar="INTEGER", show_default=False)
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto.  [default: auto]", show_default=False)
+]
 
 
-def assignments(texts: list[str] | None, flags: dict[str, object]) -> list[str]:
+def assignments(texts: list[str] | None, flags: dict[str, str | None]) -> list[str]:
     """The --set texts, then the flags that were given, as texts of the same form."""
     return [*(texts or []), *(f"{name}={value}" for name, value in flags.items() if value is not None)]

@@ -1,4 +1,4 @@
-"""How a run looks in the terminal: a bar with time left while it steps, a line for every epoch, the cells at the end."""
+"""How a run looks in the terminal: a bar with time left while it steps, a line for each epoch, the cells at the end."""
 
 from __future__ import annotations
 
@@ -75,9 +75,8 @@ class Progress(Observer):
 
     def epoch_ended(self, epoch: int, row: Row) -> None:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        self._print(
-            f"epoch {epoch}/{self._steps // self._per_epoch}  {_words(numbers)}  {self._pace:.2f} s/step  left {_duration(self._left())}"
-        )
+        pace = f"{self._pace:.2f} s/step  left {_duration(self._left())}"
+        self._print(f"epoch {epoch}/{self._steps // self._per_epoch}  {_words(numbers)}  {pace}")
 
     def note(self, text: str) -> None:
         self._print(f"  {text}")

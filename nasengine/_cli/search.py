@@ -19,8 +19,12 @@ def search(
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     train_portion: Annotated[
-        float | None,
-        typer.Option(help="Part of the training data for the weights; the rest is for the architecture.", show_default=False),
+        str | None,
+        typer.Option(
+            help="Part of the training data for the weights; the rest is for the architecture.",
+            metavar="FLOAT",
+            show_default=False,
+        ),
     ] = None,
     seed: Seed = None,
     device: Device = None,
@@ -32,8 +36,8 @@ def search(
 ) -> None:
     """Search an architecture for your data.
 
-    Writes everything into one directory, results/<data>/<space>/<algo>/seed-<n>, from which the search goes on when it was stopped
-    (--resume), the found network is trained (nasengine train) and looked at (nasengine show).
+    Writes everything into one directory, results/<data>/<space>/<algo>/seed-<n>, from which the search goes on when it
+    was stopped (--resume), the found network is trained (nasengine train) and looked at (nasengine show).
     """
     from nasengine import searching
     from nasengine._cli.progress import Progress, print_run
@@ -62,6 +66,6 @@ def search(
             )
     except InterruptedRun as error:
         again = f"nasengine search --out {shlex.quote(str(progress.path))} --resume"
-        raise InterruptedRun(f"{error} Go on with: {again}") from None
+        raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
     print_run(result.path)
     typer.echo(f"\nNext: nasengine train {shlex.quote(str(result.path))}")

@@ -11,19 +11,23 @@ import typer
 from nasengine._cli.options import BatchSize, Config, Data, Device, DryRun, Epochs, Out, Resume, Seed, Set, assignments
 
 EPILOG = (
-    "Example: nasengine train results/digits/darts/rarts/seed-0 --epochs 40 --set space.channels=16 --set space.layers=5"
+    "Example: nasengine train results/digits/darts/rarts/seed-0 --epochs 40 --set space.channels=16 "
+    "--set space.layers=5"
 )
 
 
 def train(
     run: Annotated[Path | None, typer.Argument(help="The directory of a finished search.", show_default=False)] = None,
     genotype: Annotated[
-        str | None, typer.Option(help="In place of RUN: Genotype(normal=[...], ...).", metavar="TEXT", show_default=False)
+        str | None,
+        typer.Option(help="In place of RUN: Genotype(normal=[...], ...).", metavar="TEXT", show_default=False),
     ] = None,
     architecture: Annotated[
         Path | None, typer.Option(help="In place of RUN: an architecture.txt.", metavar="FILE", show_default=False)
     ] = None,
-    space: Annotated[str | None, typer.Option(help="The space of the text.  [default: darts]", show_default=False)] = None,
+    space: Annotated[
+        str | None, typer.Option(help="The space of the text.  [default: darts]", show_default=False)
+    ] = None,
     data: Data = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -37,7 +41,8 @@ def train(
 ) -> None:
     """Train the found network from scratch, and test it once.
 
-    The defaults are the published ones, made for CIFAR-10 and a GPU: 600 epochs, 20 cells, 36 channels. Writes into RUN/final.
+    The defaults are the published ones, made for CIFAR-10 and a GPU: 600 epochs, 20 cells, 36 channels. Writes into
+    RUN/final.
     """
     from nasengine import training
     from nasengine._cli.progress import Progress, print_run
@@ -52,7 +57,13 @@ def train(
 
         training_cost(
             training.plan_training(
-                run, genotype=genotype, architecture=architecture, space=space, task=data, settings=settings, config=stored
+                run,
+                genotype=genotype,
+                architecture=architecture,
+                space=space,
+                task=data,
+                settings=settings,
+                config=stored,
             )
         )
         return
@@ -73,5 +84,5 @@ def train(
             )
     except InterruptedRun as error:
         again = f"nasengine train --out {shlex.quote(str(progress.path))} --resume"
-        raise InterruptedRun(f"{error} Go on with: {again}") from None
+        raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
     print_run(result.path)

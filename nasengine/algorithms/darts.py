@@ -13,7 +13,7 @@ from nasengine.alphas import Alphas, detached
 from nasengine.architecture import Architecture
 from nasengine.bilevel import HYPERGRADIENTS, VirtualStep
 from nasengine.settings import group, setting, validate
-from nasengine.supernet import Supernet
+from nasengine.supernet import Supernet, Weights
 from nasengine.task import Batch
 
 
@@ -33,10 +33,10 @@ class DARTSState:
 class DARTS(Algorithm[DARTSState]):
     """DARTS: alphas learn on the validation loss, weights on the training loss, in turns.
 
-    min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)                      (eqs. 3, 4)
+    min_alpha L_val(w*(alpha), alpha)  subject to  w*(alpha) = argmin_w L_train(w, alpha)        (eqs. 3, 4)
 
-    Each step: alpha on the hypergradient (`order`: first, second by finite differences, or exact), then w by one step of momentum
-    descent. First order costs 2 backward passes a step, second order 5.
+    Each step: alpha on the hypergradient (`order`: first, second by finite differences, or exact), then w by one step
+    of momentum descent. First order costs 2 backward passes a step, second order 5.
 
     Differs from the paper: validation passes leave the batch-norm statistics alone; the cosine falls at every step.
 
@@ -93,7 +93,9 @@ class DARTS(Algorithm[DARTSState]):
         return state.supernet.derive(self.mixture(state))
 
 
-def _momentum(state: DARTSState, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _momentum(state: DARTSState, weights: Weights) -> dict[str, Tensor]:
     optimizer = state.weight_optimizer.state
-    buffers = {name: optimizer[weight].get("momentum_buffer") for name, weight in weights.items() if weight in optimizer}
+    buffers = {
+        name: optimizer[weight].get("momentum_buffer") for name, weight in weights.items() if weight in optimizer
+    }
     return {name: buffer for name, buffer in buffers.items() if buffer is not None}

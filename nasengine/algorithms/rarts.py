@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -40,18 +40,20 @@ class RARTS(Algorithm[RARTSState]):
 
     One sweep by Gauss-Seidel, each block by its optimiser:
 
-        w     <- w     - eta_w * ( lam * grad_w L_train(w, alpha) + beta * (w - y) )
-        y     <- y     - eta_y * ( grad_y L_val(y, alpha) + beta * (y - w) )                       with the new w
-        alpha <- alpha - eta_a * ( lam * grad_alpha L_train(w, alpha) + grad_alpha L_val(y, alpha) )    with the new w and y
+        w <- w - eta_w * (lam * grad_w L_train(w, alpha) + beta * (w - y))
+        y <- y - eta_y * (grad_y L_val(y, alpha) + beta * (y - w))                              at the new w
+        alpha <- alpha - eta_a * (lam * grad_alpha L_train(w, alpha) + grad_alpha L_val(y, alpha))    at the new w, y
 
-    `sweep=exact` is this, with 4 backward passes. `sweep=stale` takes the gradients of the weights and of alpha from the same two
-    passes, so that alpha's are one step stale in w and y: 2 backward passes, against 5 of second-order DARTS.
+    `sweep=exact` is this, with 4 backward passes. `sweep=stale` takes the gradients of the weights and of alpha from
+    the same two passes, so that alpha's are one step stale in w and y: 2 backward passes, against 5 of second-order
+    DARTS.
 
-    The penalty couples stably while beta * eta_y < 2; lam scales the learning rate of w. The validation images train y, so the
-    validation accuracy during the search is not a held-out number.
+    The penalty couples stably while beta * eta_y < 2; lam scales the learning rate of w. The validation images train
+    y, so the validation accuracy during the search is not a held-out number.
 
-    Differs from the paper: its text was not at hand; the Lagrangian, the side of lam and the order of the sweep follow its abstract and
-    its analytically solvable model. The defaults of lam and beta are ours. Alpha's passes leave the batch-norm statistics alone.
+    Differs from the paper: its text was not at hand; the Lagrangian, the side of lam and the order of the sweep
+    follow its abstract and its analytically solvable model. The defaults of lam and beta are ours. Alpha's passes
+    leave the batch-norm statistics alone.
 
     References: Xue, Qi, Xin, IEEE Access 2022, arXiv:2008.03901.
     """
@@ -125,9 +127,9 @@ class RARTS(Algorithm[RARTSState]):
             loss = state.valid_copy.evaluate(valid, mixture, y).loss
             return loss + self.lam * state.train_copy.evaluate(train, mixture, w).loss + self.beta / 2 * distance
 
-    def _pulled(self, gradients: Iterable[Tensor], here: list[Tensor], there: list[Tensor]) -> list[Tensor]:
+    def _pulled(self, gradients: Iterable[Tensor], here: Sequence[Tensor], there: Sequence[Tensor]) -> list[Tensor]:
         with torch.no_grad():
-            apart = torch._foreach_sub(here, there)
+            apart = torch._foreach_sub(list(here), list(there))
             return list(torch._foreach_add(list(gradients), apart, alpha=self.beta))
 
     def _alpha_gradients(self, state: RARTSState, copy: Supernet, batch: Batch, scale: float) -> list[Tensor]:
@@ -136,6 +138,6 @@ class RARTS(Algorithm[RARTSState]):
         return list(torch.autograd.grad(loss, list(state.alphas.parameters()), materialize_grads=True))
 
 
-def _split(loss: Tensor, weights: list[Tensor], alphas: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    gradients = list(torch.autograd.grad(loss, weights + alphas, materialize_grads=True))
+def _split(loss: Tensor, weights: Sequence[Tensor], alphas: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    gradients = list(torch.autograd.grad(loss, [*weights, *alphas], materialize_grads=True))
     return gradients[: len(weights)], gradients[len(weights) :]

@@ -338,5 +338,5 @@ class TestLoadTask:
         assert task.settings.train_portion == 0.75
 
     def test_unknown(self) -> None:
-        with pytest.raises(UnknownNameError, match=r"Unknown data scheme 'digit'. Did you mean 'digits'\?"):
+        with pytest.raises(UnknownNameError, match=r"Unknown data scheme 'digit': did you mean 'digits' "):
             load_task("digit")

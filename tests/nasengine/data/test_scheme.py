@@ -18,7 +18,7 @@ def test_schemes_are_listed_with_their_summaries() -> None:
 
 
 def test_unknown_scheme() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown data scheme 'cifar'. Did you mean 'cifar1"):
+    with pytest.raises(UnknownNameError, match=r"Unknown data scheme 'cifar': did you mean 'cifar1"):
         load_dataset("cifar:somewhere")
 
 

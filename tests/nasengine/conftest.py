@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nasengine
+from tests.nasengine.runs import SEARCH, TRAIN
+
+
+@pytest.fixture(autouse=True)
+def _no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests run alike with and without TensorBoard; those of the curves bring their own."""
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A data spec: 40 grey images of 8x8 pixels in 4 classes that can be told apart, 32 of them for training."""
+    rng, labels = np.random.default_rng(0), np.arange(40) % 4
+    images = rng.integers(60, size=(40, 8, 8), dtype=np.uint8) + (60 * labels[:, None, None]).astype(np.uint8)
+    path = tmp_path_factory.mktemp("data") / "small.npz"
+    np.savez(path, x=images, y=labels)
+    return f"npz:{path}"
+
+
+@pytest.fixture(scope="session")
+def _ended(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        nasengine.search(task=small, settings=SEARCH, out=out)
+        nasengine.train(out, settings=TRAIN)
+    return out
+
+
+@pytest.fixture
+def ended(_ended: Path, tmp_path: Path) -> Path:
+    """A copy of the directory of a search that is finished, with its finished training in final/."""
+    return Path(shutil.copytree(_ended, tmp_path / "ended"))
