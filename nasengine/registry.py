@@ -115,7 +115,7 @@ class Registry(Generic[T]):
 
     def _checked(self, plugin: object, spec: str) -> type[T]:
         if not (inspect.isclass(plugin) and issubclass(plugin, self.base)):
-            raise SettingError(f"A {self.kind} must be a subclass of {self.base.__name__}, but {spec!r} is not.")
+            raise SettingError(f"The {self.kind} {spec!r} must be a subclass of {self.base.__name__}, but is not.")
         return plugin
 
     def get(self, name: str) -> type[T] | None:

@@ -125,7 +125,7 @@ class MixedOp(nn.Module):
                 f"All options of choice {self.choice.label!r} must give one shape, but got "
                 f"{tuple(total.shape)} and {tuple(term.shape)}."
             )
-        return torch.addcmul(total, term, weight)
+        return total + weight * term  # a fused addcmul rounds otherwise than the published sum, which flips kinks
 
 
 def choices_of(network: nn.Module) -> dict[str, Choice]:
