@@ -15,7 +15,7 @@ $(RUN)/architecture.txt: | .venv/installed
 	    --set algo.alphas.lr=0.01 $(if $(wildcard $(RUN)/run.json),--resume)
 
 test: .venv/installed-tests
-	$(BIN)/python -m pytest -n 2 -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
 
 lint: .venv/installed-dev
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +41,10 @@ class Algorithm(abc.ABC, Generic[State]):
     """A search method. The fields are hyper-parameters and never change; all that changes is in the state.
 
     A subclass is a frozen dataclass with a class attribute `name`; its state is a dataclass of modules, optimisers,
-    tensors and numbers, so that `state_dict` can save it.
+    generators, tensors and numbers, so that `state_dict` can save it.
     """
 
     name: ClassVar[str] = ""
-    passes: ClassVar[str] = ""
 
     @abc.abstractmethod
     def init(self, supernet: Supernet, generator: torch.Generator, steps: int) -> State:
@@ -139,18 +138,22 @@ def descend(
 
 def state_dict(state: object) -> dict[str, Any]:
     """The fields of a state as tensors and plain values."""
-    saved = {}
-    for field in dataclasses.fields(state):  # type: ignore[arg-type]
-        value = getattr(state, field.name)
-        saved[field.name] = value.state_dict() if hasattr(value, "state_dict") else value
-    return saved
+    return {field.name: _saved(getattr(state, field.name)) for field in dataclasses.fields(cast(Any, state))}
 
 
 def load_state_dict(state: object, saved: Mapping[str, Any]) -> None:
     """Puts what `state_dict` gave back into a state of the same shape."""
     for name, value in saved.items():
         current = getattr(state, name)
-        if hasattr(current, "load_state_dict"):
+        if isinstance(current, torch.Generator):
+            current.set_state(value.cpu())
+        elif hasattr(current, "load_state_dict"):
             current.load_state_dict(copy.deepcopy(value))  # an optimiser would keep the tensors it is given
         else:
             setattr(state, name, value)
+
+
+def _saved(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    return value.state_dict() if hasattr(value, "state_dict") else value

@@ -29,7 +29,7 @@ from nasengine.task import Shapes
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
-DATA = ["--set", "data.train_size=8000", "--set", "data.image_size=16"]
+DATA = ["--set", "data.train_size=5000", "--set", "data.image_size=16"]
 SMALL = ["--set", "space.channels=8"]
 SEARCH = ["--epochs", "3", "--set", "space.layers=3", "--set", "algo.alphas.lr=0.01", *SMALL, *DATA]
 TRAIN = ["--epochs", "12", "--set", "space.layers=5", "--set", "train.drop_path=0.1", *SMALL, *DATA]

@@ -37,7 +37,7 @@ def read_genotype(text: str) -> Genotype:
         if not isinstance(call, ast.Call) or ast.unparse(call.func) != "Genotype" or call.args:
             raise ValueError("it is not Genotype(name=...)")
         fields = {str(keyword.arg): _literal(keyword.value) for keyword in call.keywords}
-        if set(fields) != set(Genotype._fields):
+        if sorted(str(keyword.arg) for keyword in call.keywords) != sorted(Genotype._fields):
             raise ValueError(f"it names {', '.join(fields)}")
         normal, reduce = ([_pair(entry) for entry in fields[name]] for name in ("normal", "reduce"))
         concat, reduce_concat = ([_state(entry) for entry in fields[f"{name}_concat"]] for name in ("normal", "reduce"))
@@ -51,12 +51,15 @@ def read_genotype(text: str) -> Genotype:
 
 
 def _literal(node: ast.expr) -> list[object]:
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range":
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == "range" and not node.keywords:
         states = range(*[int(ast.literal_eval(argument)) for argument in node.args])
         if len(states[:_LONGEST]) == _LONGEST:
             raise ValueError(f"{ast.unparse(node)} is too long")
         return list(states)
-    return list(ast.literal_eval(node))
+    try:
+        return list(ast.literal_eval(node))
+    except ValueError:
+        raise ValueError(f"{ast.unparse(node)} is not a list of plain values") from None
 
 
 def _pair(entry: object) -> tuple[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 import typer
 
@@ -29,27 +31,31 @@ def search_cost(plan: SearchPlan) -> None:
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
     _print_step(step, steps, plan.settings.batch_size)
     architecture = plan.space.sample(supernet.choices, generator(plan.settings.seed))
-    typer.echo("final training of a random architecture, at the defaults of 'nasengine train':")
-    _print_training(plan.space.final(), architecture, plan.task, TrainSettings(device=plan.settings.device))
+    defaults = TrainSettings(device=plan.settings.device)
+    fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))
+    title = "final training of a random architecture, at the defaults of 'nasengine train':"
+    settings = dataclasses.replace(defaults, batch_size=fitting)
+    _print_training(title, plan.space.final(), architecture, plan.task, settings)
 
 
 def training_cost(plan: TrainPlan) -> None:
     """Prints the cost of a training."""
-    typer.echo(f"training: {plan.space.name} on {plan.task.name}")
-    _print_training(plan.space, plan.architecture, plan.task, plan.settings)
+    title = f"training: {plan.space.name} on {plan.task.name}"
+    _print_training(title, plan.space, plan.architecture, plan.task, plan.settings)
 
 
-def _print_training(space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
-    examples = len(task.dataset.train_targets)
-    batch = min(_PROBE_BATCH, examples)
+def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
+    steps = settings.epochs * TrainJob(space, architecture, task, settings).steps_per_epoch
+    batch = min(_PROBE_BATCH, settings.batch_size)
     probe = TrainJob(space, architecture, task, TrainSettings(batch_size=batch, device=settings.device))
     measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()))
     scale = settings.batch_size / batch
     held = 2 * _held(probe.state_dict())
     step = cost.StepCost(measured.seconds * scale, held + round((measured.memory - held) * scale))
     flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
+    typer.echo(title)
     typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")
-    _print_step(step, settings.epochs * (examples // settings.batch_size), settings.batch_size)
+    _print_step(step, steps, settings.batch_size)
 
 
 def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> None:

@@ -8,7 +8,7 @@ EPILOG = "Example: nasengine list   (then: nasengine search --set algo.beta=5)"
 
 
 def list() -> None:
-    """Name spaces, algorithms and data, and every setting with its default."""
+    """Name spaces, algorithms, data and all settings."""
     from nasengine import listing
 
     kind = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -10,6 +9,8 @@ import typer
 
 from nasengine._cli import list as list_
 from nasengine._cli import search, show, train
+
+_STOPPED = 130  # what Typer makes of Ctrl-C
 
 app = typer.Typer(
     name="nasengine",
@@ -54,16 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         typer.echo(f"nasengine: {error}", err=True)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        typer.echo("nasengine: Stopped; what was saved before is whole: go on with --resume.", err=True)
-        return 130
-    except BrokenPipeError:  # whoever reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        code = _STOPPED
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
         typer.echo(f"nasengine: {error.format_message().rstrip('.')}.", err=True)
         return int(getattr(error, "exit_code", 2))
+    if code == _STOPPED:
+        typer.echo("nasengine: Stopped; what was saved before is whole: go on with --resume.", err=True)
     return int(code or 0)
 
 

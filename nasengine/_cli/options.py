@@ -40,7 +40,8 @@ Seed = Annotated[
     str | None, typer.Option(help="Of all random numbers.  [default: 0]", metavar="INTEGER", show_default=False)
 ]
 Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, mps or auto.  [default: auto]", show_default=False)
+    str | None,
+    typer.Option(help="cpu, cuda, cuda:1, mps or auto.  [default: auto]", metavar="NAME", show_default=False),
 ]
 
 

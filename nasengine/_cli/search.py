@@ -13,8 +13,12 @@ EPILOG = "Example: nasengine search --space darts --algo darts --set algo.order=
 
 
 def search(
-    space: Annotated[str | None, typer.Option(help="A search space.  [default: darts]", show_default=False)] = None,
-    algo: Annotated[str | None, typer.Option(help="A search algorithm.  [default: rarts]", show_default=False)] = None,
+    space: Annotated[
+        str | None, typer.Option(help="A search space.  [default: darts]", metavar="NAME", show_default=False)
+    ] = None,
+    algo: Annotated[
+        str | None, typer.Option(help="A search algorithm.  [default: rarts]", metavar="NAME", show_default=False)
+    ] = None,
     data: Data = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,

@@ -12,14 +12,14 @@ EPILOG = "Example: nasengine show results/digits/darts/rarts/seed-0 --out cell.p
 
 def show(
     run: Annotated[
-        Path | None, typer.Argument(help="The directory of a search or training.", show_default=False)
+        Path | None, typer.Argument(help="The directory of a search or training.", metavar="RUN", show_default=False)
     ] = None,
     genotype: Annotated[
         str | None,
         typer.Option(help="In place of RUN: Genotype(normal=[...], ...).", metavar="TEXT", show_default=False),
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="The space of the text.  [default: darts]", show_default=False)
+        str | None, typer.Option(help="The space of the text.  [default: darts]", metavar="NAME", show_default=False)
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Draw the cells into a .svg or .png file.", metavar="FILE", show_default=False)

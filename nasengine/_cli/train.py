@@ -17,7 +17,9 @@ EPILOG = (
 
 
 def train(
-    run: Annotated[Path | None, typer.Argument(help="The directory of a finished search.", show_default=False)] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="The directory of a finished search.", metavar="RUN", show_default=False)
+    ] = None,
     genotype: Annotated[
         str | None,
         typer.Option(help="In place of RUN: Genotype(normal=[...], ...).", metavar="TEXT", show_default=False),
@@ -26,7 +28,7 @@ def train(
         Path | None, typer.Option(help="In place of RUN: an architecture.txt.", metavar="FILE", show_default=False)
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="The space of the text.  [default: darts]", show_default=False)
+        str | None, typer.Option(help="The space of the text.  [default: darts]", metavar="NAME", show_default=False)
     ] = None,
     data: Data = None,
     epochs: Epochs = None,

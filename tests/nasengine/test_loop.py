@@ -205,8 +205,8 @@ def test_a_loss_that_is_no_number(tmp_path: Path, value: float) -> None:
     with pytest.raises(DivergedError) as caught:
         run(tmp_path, toy)
     assert str(caught.value) == (
-        f"Loss and weights must stay finite, but the train loss became {value} at step 6 (epoch 2); the last good state, "
-        f"of step 4, is in {tmp_path}: start a new run with a smaller learning rate."
+        f"Loss and weights must stay finite, but the train loss became {value} at step 6 (epoch 2); the last good "
+        f"state, of step 4, is in {tmp_path}: start a new run with a smaller learning rate."
     )
     assert record(tmp_path)["status"] == "diverged" and state(tmp_path)["step"] == 4
     assert [row["epoch"] for row in history(tmp_path)] == ["1"]

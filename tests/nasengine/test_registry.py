@@ -98,8 +98,8 @@ def test_empty_scan(package: Path) -> None:
     with pytest.raises(SettingError) as caught:
         registry().names()
     assert str(caught.value) == (
-        f"There must be a search space in {package}, but there is none: a folder or file of yours called 'toys_package' "
-        "hides the one of nasengine; rename it or start elsewhere."
+        f"There must be a search space in {package}, but there is none: a folder or file of yours called "
+        "'toys_package' hides the one of nasengine; rename it or start elsewhere."
     )
 
 
@@ -211,7 +211,7 @@ def test_a_module_that_is_not_there() -> None:
         SettingError, match="The algorithm 'nowhere:Toy' must be importable, but got ModuleNotFoundError"
     ):
         ALGORITHMS["nowhere:Toy"]
-    with pytest.raises(SettingError, match=r"The algorithm 'search_spaces.darts:DARTS' must be a subclass of Algorithm, but is not"):
+    with pytest.raises(SettingError, match=r"'search_spaces.darts:DARTS' must be a subclass of Algorithm, but is not"):
         ALGORITHMS["search_spaces.darts:DARTS"]
 
 

@@ -123,7 +123,8 @@ def test_start_refuses_another_run(path: Path, status: str, told: str) -> None:
 
 @pytest.mark.parametrize("begin", [start, resume])
 def test_one_process_holds_a_run(path: Path, begin: Callable[[Path], Run]) -> None:
-    code = f"import filelock; lock = filelock.FileLock({str(path / '.lock')!r}); lock.acquire(); print('held', flush=True); input()"
+    lock = f"lock = filelock.FileLock({str(path / '.lock')!r})"
+    code = f"import filelock; {lock}; lock.acquire(); print('held', flush=True); input()"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nasengine
+from nasengine._cli import list as list_
+from nasengine._cli import search, show, train
+from tests.nasengine._cli.conftest import Run
+
+PAGES = {
+    "search": (
+        "Usage: nasengine search [OPTIONS]",
+        "Search an architecture for your data.",
+        search.EPILOG,
+        "--space --algo --data --epochs --batch-size --batch_size --train-portion --seed --device --set --config --out "
+        "--resume --dry-run --help",
+    ),
+    "train": (
+        "Usage: nasengine train [OPTIONS] [RUN]",
+        "Train the found network from scratch, and test it once.",
+        train.EPILOG,
+        "--genotype --architecture --space --data --epochs --batch-size --batch_size --seed --device --set --config "
+        "--out --resume --dry-run --help",
+    ),
+    "show": (
+        "Usage: nasengine show [OPTIONS] [RUN]",
+        "Draw the cells of a run, and print the genotype.",
+        show.EPILOG,
+        "--genotype --space --out --help",
+    ),
+    "list": (
+        "Usage: nasengine list [OPTIONS]",
+        "Name spaces, algorithms, data and all settings.",
+        list_.EPILOG,
+        "--help",
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", PAGES)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_of_a_verb(cli: Run, verb: str, flag: str) -> None:
+    usage, summary, epilog, options = PAGES[verb]
+    code, out, err = cli(verb, flag)
+    assert code == 0 and err == ""
+    assert out.startswith(f"{usage}\n\n  {summary}\n")
+    assert " ".join(out.split()).endswith(" ".join(epilog.split()))
+    table = out[out.index("Options:") : out.rindex("Example:")]
+    listed = re.findall(r"^  (?:-h, )?(--[\w-]+)(?:, (--[\w-]+))?", table, flags=re.MULTILINE)
+    assert [name for names in listed for name in names if name] == options.split()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_of_all(cli: Run, arguments: list[str]) -> None:
+    code, out, err = cli(*arguments)
+    assert code == 0 and err == "" and out.startswith("Usage: nasengine [OPTIONS] COMMAND [ARGS]...\n")
+    commands = out[out.index("Commands:") :]
+    assert re.findall(r"^  (\w+)  +(.*?\.)$", commands, flags=re.MULTILINE) == [
+        (verb, summary) for verb, (_, summary, _, _) in PAGES.items()
+    ]
+    assert "Start with: nasengine search --space darts --algo rarts" in out
+
+
+def test_version(cli: Run) -> None:
+    assert cli("--version") == (0, f"nasengine {nasengine.__version__}\n", "")
+
+
+def test_help_is_light(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    code = (
+        "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
+        "codes = [main([*verb, '--help']) for verb in ([], ['search'], ['train'], ['show'], ['list'])]\n"
+        "assert codes == [0] * 5\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
