@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -92,7 +93,12 @@ def print_run(path: Path) -> None:
     """The cells, the text form and the result of a run."""
     shown = show(path)
     typer.echo(f"\n{text(shown.graphs)}\n\n{shown.text}")
-    result = (shown.record or {}).get("result", {})
+    print_result(path, shown.record or {})
+
+
+def print_result(path: Path, record: Mapping[str, Any]) -> None:
+    """The numbers that a run ended with, and where its files are."""
+    result = record.get("result", {})
     lines = {
         "supernet_accuracy": "validation accuracy of the supernet: {:.2%}",
         "derived_accuracy": "validation accuracy of the cell with inherited weights: {:.2%}",
@@ -105,8 +111,8 @@ def print_run(path: Path) -> None:
     for name, line in lines.items():
         if name in result:
             typer.echo(line.format(result[name]))
-    pictures = [name for name in ("cells.svg", "cells.png") if (path / name).exists()]
-    typer.echo(f"in {path}: run.json, history.csv" + "".join(f", {name}" for name in pictures))
+    files = [name for name in ("cells.svg", "cells.png", "network.safetensors") if (path / name).exists()]
+    typer.echo(f"in {path}: {', '.join(['run.json', 'history.csv', *files])}")
 
 
 def _words(values: Mapping[str, float]) -> str:

@@ -47,7 +47,7 @@ def train(
     RUN/final.
     """
     from nasengine import training
-    from nasengine._cli.progress import Progress, print_run
+    from nasengine._cli.progress import Progress, print_result
     from nasengine.config import read_config
     from nasengine.errors import InterruptedRun
 
@@ -87,4 +87,4 @@ def train(
     except InterruptedRun as error:
         again = f"nasengine train --out {shlex.quote(str(progress.path))} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
-    print_run(result.path)
+    print_result(result.path, result.record)

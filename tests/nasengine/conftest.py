@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import nasengine
 from tests.nasengine.runs import SEARCH, TRAIN
+
+torch.set_num_threads(1)  # the workers share the cores: more threads than cores are many times slower
 
 
 @pytest.fixture(autouse=True)

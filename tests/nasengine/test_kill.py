@@ -24,12 +24,12 @@ ROOT = Path(nasengine.__file__).parents[1]
 LIVES = {
     "search": [
         "search",
-        *flags((*TINY, "algo.sweep=stale", "search.eval_size=100", "search.checkpoint_seconds=0.05")),
-        *("--epochs", "3", "--batch-size", "64", "--device", "cpu"),
+        *flags((*TINY, "algo.sweep=stale", "search.eval_size=100", "search.checkpoint_seconds=0")),
+        *("--epochs", "4", "--batch-size", "64", "--device", "cpu"),
     ],
     "train": [
         *("train", "--genotype", GENOTYPE, "--epochs", "3", "--batch-size", "96", "--device", "cpu"),
-        *flags((*TINY, "data.cutout=3", "train.drop_path=0.4", "train.checkpoint_seconds=0.05")),
+        *flags((*TINY, "data.cutout=3", "train.drop_path=0.4", "train.checkpoint_seconds=0")),
     ],
 }
 
@@ -63,12 +63,12 @@ def saved_step(out: Path) -> int:
 def kill_at_random(arguments: list[str], out: Path, rng: random.Random) -> str:
     """Starts a life and kills it: in a fifth of cases at any time of its start, else after some further steps."""
     process, before = start(arguments, out), saved_step(out)
-    early, delay, steps = rng.random() < 0.2, rng.random(), rng.randint(1, 4)
+    early, delay, steps = rng.random() < 0.2, rng.random(), rng.randint(1, 3)
     if early:
-        time.sleep(2 * delay)
+        time.sleep(delay)
     else:
         wait_for(process, lambda: saved_step(out) >= before + steps)
-        time.sleep(0.1 * delay)  # into a step, or the writing of a checkpoint
+        time.sleep(0.03 * delay)  # into a step, or the writing of a checkpoint
     process.kill()
     _, errors = process.communicate()
     assert process.returncode in (0, -signal.SIGKILL), errors.decode()
