@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import nasengine
@@ -25,10 +26,11 @@ LIVES = {
     "search": [
         "search",
         *flags((*TINY, "algo.sweep=stale", "search.eval_size=100", "search.checkpoint_seconds=0")),
-        *("--epochs", "4", "--batch-size", "64", "--device", "cpu"),
+        *("--data", "npz:{data}", "--epochs", "4", "--batch-size", "16", "--device", "cpu"),
     ],
     "train": [
-        *("train", "--genotype", GENOTYPE, "--epochs", "3", "--batch-size", "96", "--device", "cpu"),
+        *("train", "--genotype", GENOTYPE),
+        *("--data", "npz:{data}", "--epochs", "3", "--batch-size", "24", "--device", "cpu"),
         *flags((*TINY, "data.cutout=3", "train.drop_path=0.4", "train.checkpoint_seconds=0")),
     ],
 }
@@ -77,10 +79,13 @@ def kill_at_random(arguments: list[str], out: Path, rng: random.Random) -> str:
 
 @pytest.mark.parametrize("verb", ["search", "train"])
 def test_killed_ten_times_ends_with_the_same_bits(verb: str, tmp_path: Path) -> None:
-    arguments, whole, killed = LIVES[verb], tmp_path / "whole", tmp_path / "killed"
+    rng, labels = np.random.default_rng(0), np.arange(440) % 4
+    np.savez(tmp_path / "data.npz", x=rng.integers(256, size=(440, 8, 8), dtype=np.uint8), y=labels)
+    arguments = [text.replace("{data}", str(tmp_path / "data.npz")) for text in LIVES[verb]]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
     uninterrupted = start(arguments, whole)
-    rng = random.Random(20240607)
-    lives = [kill_at_random(arguments, killed, rng) for _ in range(KILLS)]
+    instants = random.Random(20240607)
+    lives = [kill_at_random(arguments, killed, instants) for _ in range(KILLS)]
     assert record(killed)["status"] != "finished", lives
     assert sum("steps" in life and "-9" in life for life in lives) >= 5, lives
     for process in (uninterrupted, start(arguments, killed)):

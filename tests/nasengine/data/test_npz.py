@@ -53,7 +53,9 @@ def test_pixels_arrive_where_they_belong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "convert", [lambda x: x / 255, lambda x: x.astype(np.float32), lambda x: x.astype(np.int64)], ids=str
+    "convert",
+    [lambda x: x / 255, lambda x: x.astype(np.float32), lambda x: x.astype(np.int64)],
+    ids=["unit", "float32", "int64"],
 )
 @pytest.mark.parametrize("shape", [(20, 5, 6), (20, 5, 6, 3)])
 def test_other_types_of_images(tmp_path: Path, convert: type, shape: tuple[int, ...]) -> None:
