@@ -15,7 +15,10 @@ _STOPPED = 130  # what Typer makes of Ctrl-C
 app = typer.Typer(
     name="nasengine",
     help="Differentiable neural architecture search: search a space, look at the cell, train the network.",
-    epilog="Start with: nasengine search --space darts --algo rarts   (handwritten digits, no download, some minutes)",
+    epilog=(
+        "Start with: nasengine search --space darts --algo rarts --epochs 8 --set space.channels=8 "
+        "--set space.layers=3   (handwritten digits, no download, a few minutes)"
+    ),
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
