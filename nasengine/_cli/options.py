@@ -10,7 +10,9 @@ import typer
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, cifar10:PATH, cifar100:PATH, imagefolder:PATH or npz:PATH.  [default: digits]", show_default=False
+        help="digits, cifar10:PATH, cifar100:PATH, imagefolder:PATH or npz:PATH.  [default: digits]",
+        metavar="SPEC",
+        show_default=False,
     ),
 ]
 Set = Annotated[
