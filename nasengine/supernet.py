@@ -7,7 +7,9 @@ interleaved: nothing of a mixture outlives its call.
 
 from __future__ import annotations
 
+import abc
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,15 +19,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nasengine.architecture import Architecture, Choice
+from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
 from nasengine.task import Batch
 
 if TYPE_CHECKING:
     from nasengine.space import Space
 
-Mixture = Mapping[str, Tensor | int]
-"""Per label: weights over the options, shape (options,), or the index of the one option to evaluate."""
+
+class Gates(NamedTuple):
+    """One factor per unit of a size (per channel, say), shape (units,), in place of weights over its options."""
+
+    values: Tensor
+
+
+Mixture = Mapping[str, Tensor | Gates | int]
+"""Per label: weights over the options, shape (options,); the index of the one option to evaluate; or gates."""
 
 Weights = Mapping[str, Tensor]
 """Parameters by name, as `dict(module.named_parameters())` gives them."""
@@ -34,6 +43,7 @@ Weights = Mapping[str, Tensor]
 class _Call(NamedTuple):
     mixture: Mixture
     shared: dict[int, tuple[Tensor, Tensor]] | None
+    known: dict[object, Tensor | None]
 
 
 _call: ContextVar[_Call | None] = ContextVar("nasengine_supernet_call", default=None)
@@ -41,11 +51,57 @@ _call: ContextVar[_Call | None] = ContextVar("nasengine_supernet_call", default=
 
 @contextmanager
 def _bound(mixture: Mixture, share: bool) -> Iterator[None]:
-    token = _call.set(_Call(mixture, {} if share else None))
+    token = _call.set(_Call(mixture, {} if share else None, {}))
     try:
         yield
     finally:
         _call.reset(token)
+
+
+def decided(label: str) -> Tensor | Gates | int:
+    """What the mixture of the current call says about a choice. Raises ArchitectureError if it says nothing."""
+    call = _call.get()
+    if call is None:
+        raise ArchitectureError(
+            f"Choice {label!r} must be decided by a mixture: call the supernet as supernet(inputs, mixture)."
+        )
+    if label not in call.mixture:
+        raise ArchitectureError(
+            f"Choice {label!r} must be decided by the mixture, but that has only {', '.join(call.mixture) or 'none'}; "
+            "if it is missing among the choices, put its module into an nn.ModuleList in place of a Python list."
+        )
+    return call.mixture[label]
+
+
+def once_a_call(key: object, compute: Callable[[], Tensor | None]) -> Tensor | None:
+    """What `compute` gives, computed once per supernet call for all who ask with an equal key."""
+    call = _call.get()
+    if call is None:
+        return compute()
+    if key not in call.known:
+        call.known[key] = compute()
+    return call.known[key]
+
+
+class Decision(nn.Module, abc.ABC):
+    """A module whose work depends on choices; all that the supernet knows of the author's network.
+
+    Attributes:
+        choices: what has to be decided for it.
+    """
+
+    choices: tuple[Choice, ...]
+
+    @abc.abstractmethod
+    def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
+        """The module that stands for it in the network of an architecture: it shares the children, copies slices.
+
+        With `inherit` new modules get its weights, else they keep the start that torch gives them.
+        """
+
+    def parts(self) -> list[tuple[nn.Module, str]]:
+        """The modules inside that run only under some options of its first choice: a pair for each such option."""
+        return []
 
 
 class Zero(nn.Module):
@@ -81,7 +137,7 @@ class Shared(nn.Module):
         return known[1]
 
 
-class MixedOp(nn.Module):
+class MixedOp(Decision):
     """A categorical choice between modules that take the same input and give outputs of the same shape.
 
     Under a soft mixture: the weighted sum of all options, sum_o w_o * o(x) (arXiv:1806.09055, eq. 2 after the
@@ -91,39 +147,46 @@ class MixedOp(nn.Module):
 
     def __init__(self, label: str, options: Mapping[str, nn.Module]) -> None:
         super().__init__()
+        if not isinstance(options, (Mapping, nn.ModuleDict)):
+            raise ArchitectureError(
+                f"The options of choice {label!r} must be a dictionary of names and modules, but got a "
+                f"{type(options).__name__}; name them."
+            )
         for name, option in options.items():
             if not isinstance(option, nn.Module):
                 raise ArchitectureError(
                     f"Every option of choice {label!r} must be a torch module, but {name!r} is {type(option).__name__}."
                 )
         self.choice = Choice(label, tuple(options))
+        self.choices = (self.choice,)
         self.options = nn.ModuleList(options.values())
 
     def forward(self, x: Tensor) -> Tensor:
-        weights = self._weights()
+        weights = decided(self.choice.label)
         if isinstance(weights, int):
             output: Tensor = self.options[weights](x)
             return output
+        if isinstance(weights, Gates):
+            raise ArchitectureError(f"Choice {self.choice.label!r} is between operations, which have no gates.")
         total: Tensor | None = None
-        for weight, option in zip(weights.unbind(), self.options, strict=True):
+        for weight, name, option in zip(weights.unbind(), self.choice.options, self.options, strict=True):
             if not isinstance(option, Zero):
                 term = option(x)
-                total = weight * term if total is None else self._add(total, term, weight)
+                total = weight * term if total is None else self._add(total, term, weight, name)
         return self.options[0](x) if total is None else total
 
-    def _weights(self) -> Tensor | int:
-        call, label = _call.get(), self.choice.label
-        if call is None or label not in call.mixture:
-            raise ArchitectureError(
-                f"Choice {label!r} must be decided by a mixture: call the supernet as supernet(inputs, mixture)."
-            )
-        return call.mixture[label]
+    def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
+        del inherit
+        return self.options[self.choice.options.index(architecture[self.choice.label])]
 
-    def _add(self, total: Tensor, term: Tensor, weight: Tensor) -> Tensor:
+    def parts(self) -> list[tuple[nn.Module, str]]:
+        return list(zip(self.options, self.choice.options, strict=True))
+
+    def _add(self, total: Tensor, term: Tensor, weight: Tensor, name: str) -> Tensor:
         if term.shape != total.shape:
             raise ArchitectureError(
                 f"All options of choice {self.choice.label!r} must give one shape, but got "
-                f"{tuple(total.shape)} and {tuple(term.shape)}."
+                f"{tuple(total.shape)} and {tuple(term.shape)} from {name!r}."
             )
         return total + weight * term  # a fused addcmul rounds otherwise than the published sum, which flips kinks
 
@@ -131,26 +194,58 @@ class MixedOp(nn.Module):
 def choices_of(network: nn.Module) -> dict[str, Choice]:
     """The choices inside a module by label, in the order of its modules. Raises ArchitectureError if two disagree."""
     choices: dict[str, Choice] = {}
-    for module in network.modules():
-        choice = getattr(module, "choice", None)
-        if isinstance(choice, Choice) and choices.setdefault(choice.label, choice) != choice:
-            raise ArchitectureError(
-                f"Modules that share choice {choice.label!r} must have the same options, but got "
-                f"{choices[choice.label].options} and {choice.options}."
-            )
-    return choices
+    places: dict[str, list[Place]] = {}
+    for module, place in _decisions(network, {}, {}):
+        for choice in module.choices:
+            known = places.setdefault(choice.label, [])
+            if place not in known:
+                known.append(place)
+            if choices.setdefault(choice.label, choice) != choice:
+                one, other = (
+                    f"the {'sizes' if c.ordinal else 'operations'} {', '.join(c.options)}"
+                    for c in (choices[choice.label], choice)
+                )
+                raise ArchitectureError(
+                    f"Modules that share choice {choice.label!r} must have the same options, but got {one} and "
+                    f"{other}; give one of them another name."
+                )
+    return {label: dataclasses.replace(choice, places=tuple(places[label])) for label, choice in choices.items()}
 
 
-def fix(network: nn.Module, architecture: Architecture) -> nn.Module:
-    """A deep copy of `network` in which every choice is replaced by the module that `architecture` takes."""
+def _decisions(
+    module: nn.Module, place: Place, parts: Mapping[nn.Module, tuple[str, set[str]]]
+) -> Iterator[tuple[Decision, Place]]:
+    """The decisions inside a module, in the order of its modules, as often as they have a place."""
+    if module in parts:
+        label, options = parts[module]
+        place = {**place, label: options & set(place.get(label, options))}
+    if isinstance(module, Decision):
+        yield module, place
+        inside: dict[nn.Module, tuple[str, set[str]]] = {}
+        for part, option in module.parts():
+            inside.setdefault(part, (module.choices[0].label, set()))[1].add(option)
+        parts = inside
+    for child in dict.fromkeys(module.children()):
+        yield from _decisions(child, place, parts)
+
+
+def fix(network: nn.Module, architecture: Architecture, inherit: bool = True) -> nn.Module:
+    """A copy of `network` in which every choice is replaced by the module that `architecture` takes.
+
+    With `inherit` it has the network's weights; without, the parts cut out of larger ones start anew.
+    """
+
+    known: dict[nn.Module, nn.Module] = {}  # a layer that is used twice stays one layer
 
     def fixed(module: nn.Module) -> nn.Module:
-        while isinstance(module, MixedOp):
-            module = module.options[module.choice.options.index(architecture[module.choice.label])]
-        for name, child in list(module._modules.items()):  # named_children leaves out a child's second name
-            if child is not None:
-                setattr(module, name, fixed(child))
-        return module
+        if module not in known and isinstance(module, Decision):
+            known[module] = fixed(module.fixed(architecture, inherit))
+        elif module not in known:
+            known[module] = module
+            for name, child in list(module._modules.items()):  # named_children leaves out a child's second name
+                if child is not None:
+                    setattr(module, name, fixed(child))
+        return known[module]
 
     return fixed(copy.deepcopy(network))
 
@@ -170,6 +265,9 @@ class Supernet(nn.Module):
         network: an ordinary module with choices inside.
         loss: (outputs, targets) -> scalar.
         share: compute what `Shared` modules hold once per call; False is the plain path, for reference.
+
+    Attributes:
+        price: what a mixture's expected cost above the limits is worth, added to the loss of the alphas; or None.
     """
 
     def __init__(
@@ -181,6 +279,7 @@ class Supernet(nn.Module):
         self.choices = choices_of(network)
         self.loss = loss
         self.share = share
+        self.price: Callable[[Mixture], Tensor | float] | None = None
         self._scratch: dict[str, Tensor] = {}
 
     def forward(self, inputs: Tensor, mixture: Mixture) -> Tensor:
@@ -194,12 +293,14 @@ class Supernet(nn.Module):
         With `weights` the pass is a virtual one: it runs at those weights, and neither the supernet's own weights nor
         its batch-norm statistics change.
         """
-        if weights is None:
-            outputs = self(batch.inputs, mixture)
-        else:
-            scratch = self._scratch_buffers() if self.training else {}  # in evaluation no statistics change
-            outputs = functional_call(self, {**weights, **scratch}, (batch.inputs, mixture))
+        outputs = self(batch.inputs, mixture) if weights is None else self.forward_at(batch.inputs, mixture, weights)
         return Evaluation(self.loss(outputs, batch.targets), outputs.detach())
+
+    def forward_at(self, inputs: Tensor, mixture: Mixture, weights: Weights) -> Tensor:
+        """Outputs of a virtual pass: at `weights`, and without a trace in the supernet."""
+        scratch = self._scratch_buffers() if self.training else {}  # in evaluation no statistics change
+        outputs: Tensor = functional_call(self, {**weights, **scratch}, (inputs, mixture))
+        return outputs
 
     def hard(self, architecture: Architecture) -> dict[str, int]:
         """The mixture that evaluates one architecture and nothing else."""
@@ -211,6 +312,14 @@ class Supernet(nn.Module):
         return {
             label: torch.eye(len(self.choices[label].options), dtype=like.dtype, device=like.device)[index]
             for label, index in self.hard(architecture).items()
+        }
+
+    def full(self) -> dict[str, Tensor | int]:
+        """The mixture of the full network: the largest of all sizes, all operations of a choice with equal weights."""
+        like = next(self.parameters())
+        return {
+            label: len(choice.options) - 1 if choice.ordinal else like.new_full((len(choice.options),), 1).softmax(0)
+            for label, choice in self.choices.items()
         }
 
     def derive(self, weights: Mapping[str, Tensor]) -> Architecture:
