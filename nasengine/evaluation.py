@@ -1,4 +1,4 @@
-"""Judging a network: accuracy, and batch-norm statistics that fit the weights that are judged."""
+"""Judging a network: its score by a measure, and batch-norm statistics that fit the weights that are judged."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nasengine.measure import Measure
 from nasengine.task import Batch
 
 
@@ -26,15 +27,13 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def accuracy(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], correct: Callable[[Tensor, Tensor], Tensor]
-) -> float:
-    """Share of right answers over all batches; `forward` gives logits (batch, classes)."""
-    right, count = 0, 0
+def score(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], measure: Measure) -> float:
+    """The mean of a measure over the examples of all batches; `forward` gives outputs (batch, ...)."""
+    total, count = 0.0, 0
     for inputs, targets in batches:
-        right += int(correct(forward(inputs), targets))
+        total += measure(forward(inputs), targets).item()
         count += len(targets)
-    return right / count
+    return total / count
 
 
 def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:

@@ -1,10 +1,9 @@
-"""What is learnt: a data set in memory, its splits, its augmented batches, its loss and its measure of success."""
+"""What is learnt: a data set in memory, how it is split, the loss, and the measure of success."""
 
 from __future__ import annotations
 
-import dataclasses
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -14,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nasengine.errors import DataError, SettingError
+from nasengine.measure import ACCURACY, NEGATIVE_MSE, Measure, mean_squared_error
 from nasengine.seeding import generator
 from nasengine.settings import setting, validate
 
-# The last number of a generator's key says what is drawn: equal seeds and steps never share their numbers.
-_SPLIT, _PERMUTATION, _AUGMENTATION, _SUBSET = 101, 102, 103, 104
+_SPLIT = 101  # the last number of a generator's key says what is drawn, and differs from those of the batches
 _CHUNK = 1024
 
 
 class Batch(NamedTuple):
-    """Inputs (B, *shape) float32, normalised, and targets (B,) int64."""
+    """Inputs (B, *shape) float32, normalised, or int64 tokens; targets (B,) int64, or (B, k) float32."""
 
     inputs: Tensor
     targets: Tensor
@@ -31,10 +30,19 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Shapes:
-    """What a network must accept (without the batch dimension) and how many classes it must tell apart."""
+    """What a network must accept, without the batch dimension, and how many numbers it must give.
+
+    `outputs` is one number a class, or one a target of a regression. `vocabulary` is how many tokens there are where
+    the inputs are int64 tokens, from 0 to `vocabulary` - 1, and 0 where they are float32 numbers.
+    """
 
     input: tuple[int, ...]
-    classes: int
+    outputs: int
+    vocabulary: int = 0
+
+    def zeros(self, count: int) -> Tensor:
+        """`count` inputs of the right shape and type, all 0, on the default device."""
+        return torch.zeros(count, *self.input, dtype=torch.int64 if self.vocabulary else torch.float32)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,13 +59,31 @@ class Augment:
     def __post_init__(self) -> None:
         validate(self, "augment")
 
+    def check(self, dataset: Dataset) -> None:
+        """Raises SettingError unless the data are images that are large enough, or nothing is to be changed."""
+        if not dataset.is_image:
+            if self != Augment():
+                raise SettingError(f"data.crop, data.flip and data.cutout need images, which {dataset.name} has not.")
+            return
+        side = min(dataset.train_inputs.shape[2:])
+        for name, value in (("crop", self.crop), ("cutout", self.cutout)):
+            if value >= side:
+                raise SettingError(f"data.{name} must be smaller than the images' {side} pixels, not {value}.")
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Dataset:
-    """A labelled data set in memory, with the augmentation it recommends.
+    """A data set in memory, on the CPU, with the augmentation it recommends.
 
-    Images are (N, C, H, W) uint8, other inputs (N, *shape) float32, targets (N,) int64. `augment` is meant for the
-    search, `final_cutout` (pixels) for the final training.
+    Inputs are images (N, C, H, W) uint8, numbers (N, *shape) float32 such as tables (N, F) and signals (N, C, L), or
+    tokens (N, *shape) int64. Images and numbers are standardised for the network, tokens are not. Targets are classes
+    (N,) int64, or for a regression (N, k) float32, which the network meets as they are: best on a scale of about 1.
+
+    Attributes:
+        name: can name a directory.
+        classes: the names of the classes, or of the k targets.
+        augment: meant for the search.
+        final_cutout: in pixels, meant for the final training.
     """
 
     name: str
@@ -66,16 +92,17 @@ class Dataset:
     test_inputs: Tensor
     test_targets: Tensor
     classes: tuple[str, ...]
-    augment: Augment
-    final_cutout: int
+    augment: Augment = Augment()
+    final_cutout: int = 0
 
     def __post_init__(self) -> None:
+        if not self.name.strip(".") or "/" in self.name or "\0" in self.name:
+            raise DataError(f"A data set must have a name that can name a directory, but got {self.name!r}; rename it.")
         for part in ("train", "test"):
             self._check_part(part, getattr(self, f"{part}_inputs"), getattr(self, f"{part}_targets"))
-        if self.train_inputs.shape[1:] != self.test_inputs.shape[1:]:
-            shapes = f"{tuple(self.train_inputs.shape[1:])} and {tuple(self.test_inputs.shape[1:])}"
-            raise DataError(f"Training and test inputs of {self.name} must have one shape, but have {shapes}.")
-        counts = torch.bincount(self.train_targets, minlength=len(self.classes)).tolist()
+        self._check_alike("inputs", self.train_inputs, self.test_inputs)
+        self._check_alike("targets", self.train_targets, self.test_targets)
+        counts = [] if self.is_regression else torch.bincount(self.strata, minlength=len(self.classes)).tolist()
         if 0 in counts:
             name = self.classes[counts.index(0)]
             raise DataError(f"Every class of {self.name} must have a training example, but {name!r} has none.")
@@ -85,19 +112,69 @@ class Dataset:
         """Whether the inputs are images (uint8), which can be augmented."""
         return self.train_inputs.dtype == torch.uint8
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the targets are numbers (float32) in place of classes."""
+        return self.train_targets.is_floating_point()
+
+    @property
+    def strata(self) -> Tensor:
+        """What a split keeps in proportion, (N,) int64: the classes of the training set, or one for all numbers."""
+        return torch.zeros(len(self.train_targets), dtype=torch.int64) if self.is_regression else self.train_targets
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are, the largest one and 1 more; 0 where the inputs are no tokens."""
+        if self.train_inputs.dtype != torch.int64:
+            return 0
+        return 1 + int(max(self.train_inputs.max(), self.test_inputs.max()))
+
     def _check_part(self, part: str, inputs: Tensor, targets: Tensor) -> None:
         where = f"The {part} part of {self.name}"
-        if (inputs.dtype, inputs.ndim) != (torch.uint8, 4) and (inputs.dtype != torch.float32 or inputs.ndim < 2):
-            came = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
-            raise DataError(f"{where} must be (N, C, H, W) uint8 images or (N, ...) float32 arrays, not {came}.")
-        if targets.dtype != torch.int64 or targets.shape != inputs.shape[:1] or len(targets) == 0:
-            came = f"{len(inputs)} inputs and {targets.dtype} targets of shape {tuple(targets.shape)}"
-            raise DataError(f"{where} must have one int64 target for each of at least one input, but has {came}.")
-        low, high = int(targets.min()), int(targets.max())
-        if low < 0 or high >= len(self.classes):
+        for what, tensor in (("inputs", inputs), ("targets", targets)):
+            if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
+                came = f"on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+                raise DataError(f"{where} must be torch tensors on the CPU, but its {what} are {came}; convert them.")
+        plain = inputs.dtype in (torch.float32, torch.int64) and inputs.ndim > 1
+        if not plain and (inputs.dtype, inputs.ndim) != (torch.uint8, 4):
+            raise DataError(
+                f"{where} must be (N, C, H, W) uint8 images, (N, ...) float32 numbers or (N, ...) int64 tokens, not "
+                f"{inputs.dtype} of shape {tuple(inputs.shape)}."
+            )
+        if inputs.numel() == 0 or _ndim_of_targets(targets) != targets.ndim or len(targets) != len(inputs):
+            came = f"inputs of shape {tuple(inputs.shape)} and {targets.dtype} targets of shape {tuple(targets.shape)}"
+            raise DataError(
+                f"{where} must have one int64 target, or a row (N, k) of float32 targets, for each of at least one "
+                f"input, but has {came}."
+            )
+        self._check_values(where, inputs, targets)
+
+    def _check_values(self, where: str, inputs: Tensor, targets: Tensor) -> None:
+        for what, tensor in (("inputs", inputs), ("targets", targets)):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise DataError(f"{where} must be finite, but has NaN or infinite {what}; remove or replace them.")
+        if inputs.dtype == torch.int64 and int(inputs.min()) < 0:
+            raise DataError(f"{where} must have tokens of 0 or more, but has {int(inputs.min())}; number them from 0.")
+        if targets.is_floating_point():
+            if targets.shape[1] != len(self.classes):
+                came = f"{targets.shape[1]} for {len(self.classes)} names"
+                raise DataError(f"{where} must have one target for each name in classes, but has {came}.")
+        elif int(targets.min()) < 0 or int(targets.max()) >= len(self.classes):
+            low, high = int(targets.min()), int(targets.max())
             raise DataError(f"{where} must have targets 0 to {len(self.classes) - 1}, but has {low} to {high}.")
-        if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
-            raise DataError(f"{where} must be finite, but has NaN or infinite inputs; remove or replace them.")
+
+    def _check_alike(self, what: str, train: Tensor, test: Tensor) -> None:
+        if train.dtype != test.dtype:
+            came = f"{train.dtype} and {test.dtype}"
+            raise DataError(f"Training and test {what} of {self.name} must have one type, but have {came}.")
+        if train.shape[1:] != test.shape[1:]:
+            came = f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
+            raise DataError(f"Training and test {what} of {self.name} must have one shape, but have {came}.")
+
+
+def _ndim_of_targets(targets: Tensor) -> int | None:
+    """How many dimensions targets of this type must have, None for types that are no targets."""
+    return {torch.int64: 1, torch.float32: 2}.get(targets.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,23 +207,35 @@ class DataSettings:
         )
 
 
-def count_correct(logits: Tensor, targets: Tensor) -> Tensor:
-    """How many rows of `logits` (B, classes) have their maximum at the target (B,), as a 0-dim int64 tensor."""
-    return (logits.argmax(dim=1) == targets).sum()
-
-
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Task:
-    """A data set, how it is split and augmented, the loss to minimise and the count of right answers."""
+    """A data set, how it is split and augmented, the loss to minimise and the measure to report.
+
+    Attributes:
+        dataset: the data, of the sizes that are used: `load_task` applies train_size and image_size, a Task does not.
+        settings: changes to what the data set recommends.
+        loss: (outputs, targets) -> 0-dim tensor, the mean over a batch; cross-entropy for classes, the mean squared
+            error for a regression unless given.
+        measure: the accuracy for classes, minus the mean squared error for a regression unless given.
+    """
 
     dataset: Dataset
-    settings: DataSettings
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
-    correct: Callable[[Tensor, Tensor], Tensor] = count_correct
+    settings: DataSettings = DataSettings()
+    # Without a default of their own the two depend on the data; no reader of a Task ever meets a None.
+    loss: Callable[[Tensor, Tensor], Tensor] = None  # type: ignore[assignment]
+    measure: Measure = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        _check_augment(self.search_augment, self.dataset)
-        _check_augment(self.final_augment, self.dataset)
+        regression = self.dataset.is_regression
+        if self.loss is None:
+            object.__setattr__(self, "loss", mean_squared_error if regression else F.cross_entropy)
+        if self.measure is None:
+            object.__setattr__(self, "measure", NEGATIVE_MSE if regression else ACCURACY)
+        if not isinstance(self.measure, Measure):
+            came = type(self.measure).__name__
+            raise SettingError(f"The measure of a task must be a Measure, but got {came}; write Measure(name, total).")
+        self.search_augment.check(self.dataset)
+        self.final_augment.check(self.dataset)
 
     @property
     def name(self) -> str:
@@ -163,8 +252,9 @@ class Task:
 
     @property
     def shapes(self) -> Shapes:
-        """Shape of one input, and the number of classes."""
-        return Shapes(tuple(self.dataset.train_inputs.shape[1:]), len(self.dataset.classes))
+        """Shape of one input, the number of classes or targets, and the size of the vocabulary."""
+        data = self.dataset
+        return Shapes(tuple(data.train_inputs.shape[1:]), len(data.classes), data.vocabulary)
 
     @property
     def search_augment(self) -> Augment:
@@ -181,12 +271,19 @@ class Task:
         """Shuffled indices of the training set for the weights and for the architecture, stratified by class.
 
         Raises:
-            DataError: a class would be missing from either part.
+            DataError: a class, or any example of a regression, would be missing from either part.
         """
-        targets, portion = self.dataset.train_targets, self.settings.train_portion
-        parts = stratified_split(targets, portion, generator(seed, 0, 0, _SPLIT))
-        counts = [torch.bincount(targets[part], minlength=self.shapes.classes).tolist() for part in parts]
-        for name, train, valid in zip(self.dataset.classes, *counts, strict=True):
+        data, portion = self.dataset, self.settings.train_portion
+        parts = stratified_split(data.strata, portion, generator(seed, 0, 0, _SPLIT))
+        if data.is_regression and min(len(part) for part in parts) == 0:
+            raise DataError(
+                f"Both parts of the training set of {self.name} must have an example, but get {len(parts[0])} and "
+                f"{len(parts[1])}; add examples or change data.train_portion from {portion}."
+            )
+        if data.is_regression:
+            return parts
+        counts = [torch.bincount(data.strata[part], minlength=len(data.classes)).tolist() for part in parts]
+        for name, train, valid in zip(data.classes, *counts, strict=True):
             if train == 0 or valid == 0:
                 raise DataError(
                     f"Both parts of the training set of {self.name} must have every class, but {name!r} gets {train} "
@@ -198,28 +295,31 @@ class Task:
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (1 where constant) of each channel, (C,) float32, over the training set.
 
-        In the units of the stored inputs (0 to 255 for images); the channel is dimension 1 of any input.
+        In the units of the stored inputs (0 to 255 for images); the channel is dimension 1 of any input. Tokens are
+        left as they are: 0 and 1.
         """
-        mean, std = _channel_moments(self.dataset.train_inputs)
+        inputs = self.dataset.train_inputs
+        if inputs.dtype == torch.int64:
+            return torch.zeros(inputs.shape[1]), torch.ones(inputs.shape[1])
+        mean, std = _channel_moments(inputs)
         constant = std <= torch.finfo(torch.float32).eps * mean.abs()
         return mean.float(), std.masked_fill(constant, 1.0).float()
 
 
 def load_task(spec: str, settings: DataSettings | None = None) -> Task:
-    """The task of a data spec such as "digits" or "cifar10:PATH".
+    """The task of a data spec such as "digits", "cifar10:PATH", "sklearn:wine", "file.py:name" or "module:name".
+
+    The name in a file or module is a Dataset, a Task, or a function without arguments that gives one; a Task keeps its
+    own settings where none are given here.
 
     Raises:
-        UnknownNameError: no scheme has that name.
+        UnknownNameError: nothing has that name.
         DataError: the data are missing or damaged.
-        SettingError: a setting does not fit the data.
+        SettingError: a setting does not fit the data, or a file or module cannot be imported.
     """
-    from nasengine.data import load_dataset  # the loaders import this module
+    from nasengine.data import load  # the loaders import this module
 
-    settings = settings or DataSettings()
-    dataset = load_dataset(spec, settings.image_size)
-    if settings.train_size is not None:
-        dataset = _fewer(dataset, settings.train_size)
-    return Task(dataset=dataset, settings=settings)
+    return load(spec, settings)
 
 
 def stratified_split(targets: Tensor, portion: float, rng: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -234,105 +334,6 @@ def stratified_split(targets: Tensor, portion: float, rng: torch.Generator) -> t
     return order[first], order[~first]
 
 
-def _fewer(dataset: Dataset, size: int) -> Dataset:
-    """`dataset` with `size` training examples, the same for every seed, with the classes in proportion."""
-    count = len(dataset.train_targets)
-    if not len(dataset.classes) <= size <= count:
-        raise SettingError(
-            f"data.train_size must be from {len(dataset.classes)}, one a class, to the {count} examples of "
-            f"{dataset.name}, but got {size}."
-        )
-    kept = stratified_split(dataset.train_targets, size / count, generator(0, 0, 0, _SUBSET))[0]
-    return dataclasses.replace(
-        dataset, train_inputs=dataset.train_inputs[kept], train_targets=dataset.train_targets[kept]
-    )
-
-
-class Batches:
-    """The endless sequence of training batches on a device, each a pure function of (seed, stream, step).
-
-    Every epoch of `len(self)` steps is a new permutation of `indices`, less the last partial batch. Image batches are
-    float32 in channels-last memory format. The random numbers are drawn on the CPU: every device gets the same ones.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        indices: Tensor,
-        batch_size: int,
-        *,
-        seed: int,
-        stream: int,
-        augment: Augment,
-        device: torch.device,
-    ) -> None:
-        """Takes the training examples at `indices` (N,) int64; streams with different numbers are independent.
-
-        Raises:
-            SettingError: the batch size is not positive, or the augmentation does not fit the data.
-            DataError: there are fewer examples than one batch needs.
-        """
-        if batch_size < 1:
-            raise SettingError(f"--batch-size must be 1 or more, not {batch_size}.")
-        if len(indices) < batch_size:
-            raise DataError(
-                f"A batch of {batch_size} needs at least as many training examples, but this part of {task.name} has "
-                f"{len(indices)}; choose a smaller --batch-size."
-            )
-        _check_augment(augment, task.dataset)
-        self._inputs = task.dataset.train_inputs.to(device)
-        self._targets = task.dataset.train_targets.to(device)
-        self._mean, self._std = (moment.to(device) for moment in task.normalisation)
-        self._indices, self._batch_size, self._augment = indices.cpu(), batch_size, augment
-        self._seed, self._stream, self._device = seed, stream, device
-        self._order: tuple[int, Tensor] | None = None
-
-    def __len__(self) -> int:
-        """Steps per epoch."""
-        return len(self._indices) // self._batch_size
-
-    def __getitem__(self, step: int) -> Batch:
-        """The batch of a global step, 0 or more, counted over all epochs."""
-        if step < 0:
-            raise IndexError(f"A step must be 0 or more, not {step}.")
-        epoch, position = divmod(step, len(self))
-        chosen = self._permutation(epoch)[position * self._batch_size :][: self._batch_size].to(self._device)
-        inputs = self._inputs[chosen]
-        if inputs.dtype == torch.uint8:
-            rng = generator(self._seed, self._stream, step, _AUGMENTATION)
-            inputs = _augmented(inputs, self._augment, self._mean, self._std, rng)
-        else:
-            inputs = _normalised(inputs, self._mean, self._std)
-        return Batch(inputs, self._targets[chosen])
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if self._order is None or self._order[0] != epoch:
-            rng = generator(self._seed, self._stream, epoch, _PERMUTATION)
-            self._order = epoch, self._indices[torch.randperm(len(self._indices), generator=rng)]
-        return self._order[1]
-
-
-def evaluation_batches(
-    task: Task, inputs: Tensor, targets: Tensor, batch_size: int, device: torch.device
-) -> Iterator[Batch]:
-    """Batches of all `inputs` (as the data set stores them) in order, not augmented; the last one may be smaller."""
-    mean, std = (moment.to(device) for moment in task.normalisation)
-    for start in range(0, len(inputs), batch_size):
-        part = slice(start, start + batch_size)
-        yield Batch(_normalised(inputs[part].to(device), mean, std), targets[part].to(device))
-
-
-def _check_augment(augment: Augment, dataset: Dataset) -> None:
-    if not dataset.is_image:
-        if augment != Augment():
-            raise SettingError(f"data.crop, data.flip and data.cutout need images, which {dataset.name} has not.")
-        return
-    side = min(dataset.train_inputs.shape[2:])
-    for name, value in (("crop", augment.crop), ("cutout", augment.cutout)):
-        if value >= side:
-            raise SettingError(f"data.{name} must be smaller than the images' {side} pixels, not {value}.")
-
-
 def _channel_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of dimension 1 as (C,) float64, in two passes over small chunks."""
     count = inputs.numel() // inputs.shape[1]
@@ -343,51 +344,6 @@ def _channel_moments(inputs: Tensor) -> tuple[Tensor, Tensor]:
         total += inputs[start : start + _CHUNK].double().sum(other)
     mean, total = total / count, torch.zeros_like(total)
     for start in starts:
-        deviation = inputs[start : start + _CHUNK].double() - _per_channel(mean, inputs.ndim)
+        deviation = inputs[start : start + _CHUNK].double() - mean.view(1, -1, *[1] * (inputs.ndim - 2))
         total += deviation.square_().sum(other)
     return mean, (total / count).sqrt()
-
-
-def _per_channel(values: Tensor, ndim: int) -> Tensor:
-    return values.view(1, -1, *[1] * (ndim - 2))
-
-
-def _normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    mean, std = _per_channel(mean, inputs.ndim), _per_channel(std, inputs.ndim)
-    standard = inputs.to(torch.float32, copy=True).sub_(mean).div_(std)
-    return standard.contiguous(memory_format=torch.channels_last) if inputs.dtype == torch.uint8 else standard
-
-
-def _augmented(images: Tensor, augment: Augment, mean: Tensor, std: Tensor, rng: torch.Generator) -> Tensor:
-    """Normalised, cropped, flipped and cut-out copies of `images` (B, C, H, W) uint8."""
-    count, height, width = len(images), *images.shape[2:]
-    tops, lefts = torch.randint(2 * augment.crop + 1, (2, count), generator=rng)
-    flips = torch.rand(count, generator=rng) < (0.5 if augment.flip else 0.0)
-    centre_rows = torch.randint(height, (count,), generator=rng)
-    centre_columns = torch.randint(width, (count,), generator=rng)
-    if augment.crop or augment.flip:
-        images = _shifted(images, augment.crop, tops, lefts, flips)
-    result = _normalised(images, mean, std)
-    if augment.cutout:
-        rows, columns = _near(centre_rows, height, augment.cutout), _near(centre_columns, width, augment.cutout)
-        square = rows[:, None, :, None] & columns[:, None, None, :]
-        result.masked_fill_(square.to(result.device), 0.0)
-    return result
-
-
-def _shifted(images: Tensor, padding: int, tops: Tensor, lefts: Tensor, flips: Tensor) -> Tensor:
-    """The windows at (tops, lefts) of the zero-padded images, mirrored where `flips`, in one gather."""
-    count, channels, height, width = images.shape
-    padded = F.pad(images, [padding] * 4)
-    along = torch.arange(width)
-    rows = tops[:, None] + torch.arange(height)
-    columns = lefts[:, None] + torch.where(flips[:, None], width - 1 - along, along)
-    pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1).to(images.device)
-    return padded.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
-
-
-def _near(centres: Tensor, length: int, side: int) -> Tensor:
-    """(B, length) bool: positions within the `side` long interval around each centre."""
-    start = (centres - side // 2)[:, None]
-    along = torch.arange(length)
-    return (along >= start) & (along < start + side)

@@ -1,31 +1,30 @@
-"""Data sets by name: `load_dataset("digits")`, `load_dataset("cifar10:PATH")`; everything is read from local files."""
+"""Data by name: "digits", "cifar10:PATH", "file.py:name"; everything is read from local files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-from nasengine.data import cifar, digits, imagefolder, npz
-from nasengine.errors import DataError, SettingError, UnknownNameError
-from nasengine.task import Augment, Dataset
-
-_CHUNK = 1024
+from nasengine.data import cifar, digits, imagefolder, npz, own, tables
+from nasengine.data.sizes import adjusted, fewer, resized
+from nasengine.errors import DataError, UnknownNameError
+from nasengine.task import Dataset, DataSettings, Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """One kind of data: `load(path, image_size)` reads it; without `needs_path` the path means nothing."""
+    """One kind of data: `load(path, image_size)` reads it; without `needs_path` the path means nothing.
+
+    `path_is` says what stands after the colon: a path, or a name.
+    """
 
     name: str
     summary: str
     needs_path: bool
     load: Callable[[Path, int | None], Dataset]
+    path_is: str = "path"
 
 
 SCHEMES: Mapping[str, Scheme] = MappingProxyType(
@@ -37,6 +36,13 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
                 summary="1,797 grey 8x8 images of handwritten digits that come with scikit-learn",
                 needs_path=False,
                 load=lambda path, image_size: digits.load(),
+            ),
+            Scheme(
+                name="sklearn",
+                summary="small tables that come with scikit-learn: iris, wine, breast_cancer; diabetes (a regression)",
+                needs_path=True,
+                load=lambda path, image_size: tables.load(str(path)),
+                path_is="name",
             ),
             Scheme(
                 name="cifar10",
@@ -80,7 +86,10 @@ def load_dataset(spec: str, image_size: int | None = None) -> Dataset:
         raise UnknownNameError("data scheme", name, SCHEMES)
     scheme = SCHEMES[name]
     if scheme.needs_path and not path:
-        raise DataError(f"The data scheme {name} must come with a path, but got {spec!r}; write {name}:PATH.")
+        raise DataError(
+            f"The data scheme {name} must come with a {scheme.path_is}, but got {spec!r}; write "
+            f"{name}:{scheme.path_is.upper()}."
+        )
     if path and not scheme.needs_path:
         raise DataError(f"The data scheme {name} must come without a path, but got {spec!r}; write {name}.")
     try:
@@ -88,30 +97,28 @@ def load_dataset(spec: str, image_size: int | None = None) -> Dataset:
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"The data {spec!r} must be readable, but {error.filename or path}: {reason}.") from error
-    return dataset if image_size is None else _resized(dataset, image_size)
+    return dataset if image_size is None else resized(dataset, image_size)
 
 
-def _resized(dataset: Dataset, size: int) -> Dataset:
-    """`dataset` with square images of `size` pixels and its recommended augmentation in proportion."""
-    if not dataset.is_image:
-        raise SettingError(f"data.image_size must be left out, not {size}, because {dataset.name} has no images.")
-    height, width = dataset.train_inputs.shape[2:]
-    if height == width == size:
-        return dataset
-    scale, augment = size / min(height, width), dataset.augment
-    return replace(
-        dataset,
-        train_inputs=_resize(dataset.train_inputs, size),
-        test_inputs=_resize(dataset.test_inputs, size),
-        augment=Augment(crop=int(augment.crop * scale), flip=augment.flip, cutout=int(augment.cutout * scale)),
-        final_cutout=int(dataset.final_cutout * scale),
-    )
+def load(spec: str, settings: DataSettings | None = None) -> Task:
+    """What `nasengine.task.load_task` says."""
+    found = own_task(spec)
+    if found is not None:
+        return adjusted(found, settings or found.settings)
+    settings = settings or DataSettings()
+    dataset = load_dataset(spec, settings.image_size)
+    if settings.train_size is not None:
+        dataset = fewer(dataset, settings.train_size)
+    return Task(dataset=dataset, settings=settings)
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
-    result = torch.empty(*images.shape[:2], size, size, dtype=torch.uint8)
-    for start in range(0, len(images), _CHUNK):
-        part = images[start : start + _CHUNK].float()
-        part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
-        result[start : start + _CHUNK] = part.round_().clamp_(0, 255)
-    return result
+def own_task(spec: str) -> Task | None:
+    """The task that "file.py:name" or "module:name" names, as its author made it; None where a spec is no such text.
+
+    Raises:
+        SettingError: the file or module cannot be imported, or the function in it fails.
+        DataError: it names no data, or names nothing in a file.
+    """
+    if spec.endswith(".py"):
+        raise DataError(f"A file with data must come with a name in it, but got {spec!r}; write {spec}:NAME.")
+    return own.load(spec) if spec.partition(":")[0] not in SCHEMES and own.names_own(spec) else None

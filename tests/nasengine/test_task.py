@@ -3,215 +3,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from nasengine.errors import DataError, SettingError, UnknownNameError
+from nasengine.measure import ACCURACY, NEGATIVE_MSE, Measure, mean_squared_error
 from nasengine.seeding import generator
-from nasengine.task import (
-    Augment,
-    Batches,
-    Dataset,
-    DataSettings,
-    Shapes,
-    Task,
-    count_correct,
-    evaluation_batches,
-    load_task,
-    stratified_split,
+from nasengine.task import Augment, Dataset, DataSettings, Shapes, Task, load_task, stratified_split
+from tests.nasengine.tasks import (
+    batches_of,
+    float_dataset,
+    image_dataset,
+    image_task,
+    regression_dataset,
+    token_dataset,
 )
-
-CPU = torch.device("cpu")
-
-
-def image_dataset(count: int = 60, classes: int = 3, side: int = 8) -> Dataset:
-    rng = generator(7)
-    return Dataset(
-        name="toy",
-        train_inputs=torch.randint(256, (count, 3, side, side + 2), dtype=torch.uint8, generator=rng),
-        train_targets=torch.arange(count) % classes,
-        test_inputs=torch.randint(256, (10, 3, side, side + 2), dtype=torch.uint8, generator=rng),
-        test_targets=torch.arange(10) % classes,
-        classes=tuple(f"c{index}" for index in range(classes)),
-        augment=Augment(crop=2, flip=True),
-        final_cutout=4,
-    )
-
-
-def float_dataset() -> Dataset:
-    inputs = torch.randn(40, 5, generator=generator(8)) * 3 + 100
-    inputs[:, 2] = 0.1
-    return Dataset(
-        name="table",
-        train_inputs=inputs,
-        train_targets=torch.arange(40) % 2,
-        test_inputs=inputs[:6],
-        test_targets=torch.arange(6) % 2,
-        classes=("a", "b"),
-        augment=Augment(),
-        final_cutout=0,
-    )
-
-
-def image_task(settings: DataSettings | None = None) -> Task:
-    return Task(dataset=image_dataset(), settings=settings or DataSettings())
-
-
-def batches_of(
-    task: Task, size: int = 8, *, seed: int = 1, stream: int = 0, augment: Augment | None = None, count: int = 60
-) -> Batches:
-    chosen = task.search_augment if augment is None else augment
-    return Batches(task, torch.arange(count), size, seed=seed, stream=stream, augment=chosen, device=CPU)
-
-
-def normalised(images: Tensor, task: Task) -> Tensor:
-    mean, std = task.normalisation
-    return (images.float() - mean.view(1, -1, 1, 1)) / std.view(1, -1, 1, 1)
-
-
-class TestBatches:
-    def test_same_key_same_bits(self) -> None:
-        task = image_task()
-        one, two = batches_of(task, augment=task.final_augment), batches_of(task, augment=task.final_augment)
-        for step in (0, 5, 6, 13, 2, 100):
-            assert torch.equal(one[step].inputs, two[step].inputs)
-            assert torch.equal(one[step].targets, two[step].targets)
-
-    @pytest.mark.parametrize(("seed", "stream", "step"), [(2, 0, 3), (1, 1, 3), (1, 0, 4), (1, 0, 3 + 7)])
-    def test_other_key_other_bits(self, seed: int, stream: int, step: int) -> None:
-        task = image_task()
-        assert not torch.equal(batches_of(task)[3].inputs, batches_of(task, seed=seed, stream=stream)[step].inputs)
-
-    def test_resume_gives_the_uninterrupted_sequence(self) -> None:
-        task = image_task()
-        whole, resumed = batches_of(task), batches_of(task)
-        inputs = [whole[step].inputs for step in range(20)]
-        assert all(torch.equal(resumed[step].inputs, inputs[step]) for step in range(11, 20))
-
-    def test_every_image_once_per_epoch(self) -> None:
-        task = image_task()
-        batches = batches_of(task, 15, augment=Augment())
-        everything = normalised(task.dataset.train_inputs, task)
-        orders = []
-        for epoch in range(2):
-            seen = torch.cat([batches[step].inputs for step in range(epoch * 4, epoch * 4 + 4)])
-            matches = (seen[:, None] == everything[None]).flatten(2).all(dim=2)
-            orders.append(matches.int().argmax(dim=1))
-            assert orders[-1].sort().values.tolist() == list(range(60))
-        assert not torch.equal(*orders)
-
-    def test_partial_batch_is_dropped_and_only_the_indices_are_used(self) -> None:
-        task = image_task()
-        indices = torch.arange(0, 60, 3)
-        batches = Batches(task, indices, 6, seed=0, stream=0, augment=Augment(), device=CPU)
-        assert len(batches) == 3
-        assert not any(batches[step].targets.any() for step in range(7))
-
-    def test_layout_and_types(self) -> None:
-        inputs, targets = batches_of(image_task())[0]
-        assert inputs.shape == (8, 3, 8, 10) and inputs.dtype == torch.float32 and targets.dtype == torch.int64
-        assert inputs.is_contiguous(memory_format=torch.channels_last)
-
-    @pytest.mark.parametrize("padding", [0, 2, 5])
-    @pytest.mark.parametrize("flip", [False, True])
-    @pytest.mark.parametrize("cutout", [0, 1, 4, 7])
-    def test_matches_a_naive_reference(self, padding: int, flip: bool, cutout: int) -> None:
-        task, augment = image_task(), Augment(crop=padding, flip=flip, cutout=cutout)
-        plain, changed = batches_of(task, 30, augment=Augment()), batches_of(task, 30, augment=augment)
-        found = [
-            _explains(image, result, augment, task)
-            for image, result in zip(_raw(plain[0].inputs, task), changed[0].inputs, strict=True)
-        ]
-        assert all(found)
-        if padding:
-            assert len({(top, left) for crops in found for top, left, _ in crops}) > 5
-        if flip:
-            assert {mirrored for crops in found for _, _, mirrored in crops} == {False, True}
-
-    def test_crop_and_flip_are_uniform(self) -> None:
-        images = torch.zeros(60, 1, 5, 5, dtype=torch.uint8)
-        images[:, :, 2, 3] = 255
-        dataset = replace(image_dataset(), train_inputs=images, test_inputs=images[:10], final_cutout=0)
-        task = Task(dataset=dataset, settings=DataSettings())
-        batches = batches_of(task, 60, augment=Augment(crop=1, flip=True))
-        seen = torch.cat([_raw(batches[step].inputs, task) for step in range(60)])[:, 0] == 255
-        rate = seen.float().mean(dim=0)
-        assert rate.sum(dim=1).tolist() == pytest.approx([0, 1 / 3, 1 / 3, 1 / 3, 0], abs=0.03)
-        assert rate.sum(dim=0).tolist() == pytest.approx([1 / 6, 1 / 6, 1 / 3, 1 / 6, 1 / 6], abs=0.03)
-
-    def test_cutout_centres_cover_the_image_and_are_clipped(self) -> None:
-        task = image_task()
-        batches = batches_of(task, 60, augment=Augment(cutout=4))
-        holes = torch.cat([(batches[step].inputs == 0).all(dim=1) for step in range(20)])
-        sizes = holes.flatten(1).sum(dim=1)
-        assert sizes.min() == 4 and sizes.max() == 16
-        assert holes.any(dim=0).all()
-
-    def test_too_few_images_for_a_batch(self) -> None:
-        with pytest.raises(DataError, match=r"A batch of 61 needs .* has 60; choose a smaller --batch-size"):
-            batches_of(image_task(), 61)
-
-    def test_wrong_arguments(self) -> None:
-        with pytest.raises(SettingError, match="--batch-size must be 1 or more, not 0"):
-            batches_of(image_task(), 0)
-        with pytest.raises(IndexError, match="not -1"):
-            batches_of(image_task())[-1]
-
-    def test_the_data_set_stays_as_it_is(self) -> None:
-        for dataset in (image_dataset(), float_dataset()):
-            task, before = Task(dataset=dataset, settings=DataSettings()), dataset.train_inputs.clone()
-            batches_of(task, count=40)[0].inputs.zero_()
-            next(iter(evaluation_batches(task, dataset.train_inputs, dataset.train_targets, 8, CPU))).inputs.zero_()
-            assert torch.equal(dataset.train_inputs, before)
-
-
-def _raw(inputs: Tensor, task: Task) -> Tensor:
-    mean, std = task.normalisation
-    return (inputs * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)).round().to(torch.uint8)
-
-
-def _explains(image: Tensor, result: Tensor, augment: Augment, task: Task) -> list[tuple[int, int, bool]]:
-    """All (top, left, mirrored) with which changing `image` step by step gives `result`."""
-    padding, (_, height, width) = augment.crop, image.shape
-    padded, found = F.pad(image, [padding] * 4), []
-    for top in range(2 * padding + 1):
-        for left in range(2 * padding + 1):
-            for mirrored in (False, True) if augment.flip else (False,):
-                window = padded[:, top : top + height, left : left + width]
-                window = window.flip(2) if mirrored else window
-                expected = normalised(window[None], task)[0]
-                if _equal_but_for_square(expected, result, augment.cutout):
-                    found.append((top, left, mirrored))
-    return found
-
-
-def _equal_but_for_square(expected: Tensor, result: Tensor, side: int) -> bool:
-    _, height, width = expected.shape
-    if side == 0:
-        return torch.equal(expected, result)
-    if not torch.equal(expected[result != 0], result[result != 0]):
-        return False
-    for row in range(height):
-        for column in range(width):
-            cut = expected.clone()
-            top, left = row - side // 2, column - side // 2
-            cut[:, max(top, 0) : max(top + side, 0), max(left, 0) : max(left + side, 0)] = 0
-            if torch.equal(cut, result):
-                return True
-    return False
-
-
-class TestEvaluationBatches:
-    def test_all_in_order_with_the_partial_one(self) -> None:
-        task = image_task()
-        inputs, targets = task.dataset.test_inputs, task.dataset.test_targets
-        batches = list(evaluation_batches(task, inputs, targets, 4, CPU))
-        assert [len(batch.targets) for batch in batches] == [4, 4, 2]
-        assert torch.equal(torch.cat([batch.inputs for batch in batches]), normalised(inputs, task))
-        assert torch.equal(torch.cat([batch.targets for batch in batches]), targets)
-        assert all(batch.inputs.is_contiguous(memory_format=torch.channels_last) for batch in batches)
 
 
 class TestTask:
@@ -244,10 +52,61 @@ class TestTask:
         assert inputs.std(0, correction=0).tolist() == pytest.approx([1, 1, 0, 1, 1], abs=1e-4)
         assert task.normalisation[1][2] == 1
 
-    def test_count_correct(self) -> None:
-        logits = torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]])
-        right = count_correct(logits, torch.tensor([1, 1, 1]))
-        assert right.shape == () and right == 2
+    def test_shapes_tell_numbers_and_tokens(self) -> None:
+        assert Task(dataset=regression_dataset()).shapes == Shapes((3,), 2, vocabulary=0)
+        texts = token_dataset()
+        assert Task(dataset=texts).shapes == Shapes((6,), 2, vocabulary=9)
+        assert Task(dataset=replace(texts, test_inputs=texts.test_inputs + 5)).shapes.vocabulary > 9
+
+    def test_zeros_are_inputs_of_the_right_kind(self) -> None:
+        numbers, tokens = Shapes((3, 2), 2).zeros(4), Shapes((5,), 2, vocabulary=9).zeros(1)
+        assert numbers.shape == (4, 3, 2) and numbers.dtype == torch.float32 and not numbers.any()
+        assert tokens.shape == (1, 5) and tokens.dtype == torch.int64 and not tokens.any()
+        with torch.device("meta"):
+            assert Shapes((3,), 2).zeros(1).is_meta
+
+    def test_loss_and_measure_follow_the_targets(self) -> None:
+        for dataset, loss, measure in (
+            (image_dataset(), F.cross_entropy, ACCURACY),
+            (token_dataset(), F.cross_entropy, ACCURACY),
+            (regression_dataset(), mean_squared_error, NEGATIVE_MSE),
+        ):
+            task = Task(dataset=dataset)
+            assert task.loss is loss and task.measure is measure and task.settings == DataSettings()
+
+    def test_loss_and_measure_of_ones_own_stay(self) -> None:
+        mine = Measure("near", lambda outputs, targets: ((outputs - targets).abs() < 1).float().mean(dim=1).sum())
+        task = Task(dataset=regression_dataset(), loss=F.l1_loss, measure=mine)
+        assert task.loss is F.l1_loss and task.measure is mine
+        other = replace(task, settings=DataSettings(train_portion=0.6))
+        assert other.loss is F.l1_loss and other.measure is mine
+
+    def test_a_measure_that_is_none(self) -> None:
+        with pytest.raises(SettingError) as caught:
+            Task(dataset=image_dataset(), measure=F.l1_loss)  # type: ignore[arg-type]
+        assert str(caught.value) == (
+            "The measure of a task must be a Measure, but got function; write Measure(name, total)."
+        )
+
+    def test_tokens_are_left_as_they_are(self) -> None:
+        mean, std = Task(dataset=token_dataset()).normalisation
+        assert mean.tolist() == [0] * 6 and std.tolist() == [1] * 6
+
+    def test_signals_are_standardised_per_channel(self) -> None:
+        signals = torch.randn(30, 2, 50, generator=generator(3)) * torch.tensor([1.0, 9.0])[:, None] + 4
+        targets = torch.arange(30) % 2
+        dataset = replace(float_dataset(), train_inputs=signals, train_targets=targets, test_inputs=signals[:6])
+        task = Task(dataset=dataset)
+        assert task.normalisation[0].tolist() == pytest.approx([4, 4], abs=0.5)
+        assert task.normalisation[1].tolist() == pytest.approx([1, 9], abs=0.5)
+
+    def test_fingerprint_sees_every_target(self) -> None:
+        dataset = regression_dataset()
+        changed = dataset.test_targets.clone()
+        changed[3, 1] += 1e-3
+        one, other = Task(dataset=dataset), Task(dataset=replace(dataset, test_targets=changed))
+        assert one.fingerprint == Task(dataset=regression_dataset()).fingerprint != other.fingerprint
+        assert one.fingerprint.startswith("40 + 10 of (3,), crc32 ")
 
     def test_augmentation_must_fit_the_data(self) -> None:
         with pytest.raises(
@@ -281,6 +140,23 @@ class TestSplit:
             Task(dataset=dataset, settings=DataSettings()).split(0)
         with pytest.raises(DataError, match=r"'c2' gets 1 and 0 examples"):
             Task(dataset=dataset, settings=DataSettings(train_portion=0.8)).split(0)
+
+    @pytest.mark.parametrize("portion", [0.25, 0.5, 0.9])
+    def test_numbers_are_split_at_random(self, portion: float) -> None:
+        task = Task(dataset=regression_dataset(), settings=DataSettings(train_portion=portion))
+        train, valid = task.split(3)
+        assert len(train) == round(40 * portion) and torch.cat([train, valid]).sort().values.tolist() == list(range(40))
+        assert train.tolist() != sorted(train.tolist()) and valid.tolist() != sorted(valid.tolist())
+        assert torch.equal(train, task.split(3)[0]) and not torch.equal(train, task.split(4)[0])
+
+    def test_numbers_too_few_to_split(self) -> None:
+        task = Task(dataset=regression_dataset(4), settings=DataSettings(train_portion=0.9))
+        with pytest.raises(DataError) as caught:
+            task.split(0)
+        assert str(caught.value) == (
+            "Both parts of the training set of lines must have an example, but get 4 and 0; add examples or change "
+            "data.train_portion from 0.9."
+        )
 
     def test_uneven_classes(self) -> None:
         targets = torch.tensor([2, 0, 2, 2, 0, 2, 2, 2, 0, 2, 2, 2, 2])
@@ -324,11 +200,58 @@ class TestDataset:
             ({"train_targets": torch.arange(60) % 2}, "must have a training example, but 'c2' has none"),
             ({"test_inputs": torch.zeros(10, 3, 9, 9, dtype=torch.uint8)}, r"one shape, but have \(3, 8, 10\) and"),
             ({"train_inputs": torch.full((60, 4), float("nan"))}, "must be finite"),
+            (
+                {"train_inputs": torch.zeros(60, 3, 8, 10)},
+                r"inputs of toy must have one type, but have torch.float32 and torch.uint8",
+            ),
+            (
+                {"train_inputs": torch.zeros(60)},
+                r"\(N, ...\) float32 numbers or \(N, ...\) int64 tokens, not torch.float32",
+            ),
+            ({"train_inputs": torch.zeros(60, 4, dtype=torch.int32)}, "not torch.int32 of shape"),
+            ({"train_inputs": torch.zeros(0, 4), "train_targets": torch.zeros(0, dtype=torch.int64)}, "at least one"),
+            ({"train_inputs": torch.zeros(60, 0)}, "at least one"),
+            (
+                {"train_inputs": torch.arange(240).view(60, 4) - 1},
+                "tokens of 0 or more, but has -1; number them from 0",
+            ),
+            ({"train_inputs": np.zeros((60, 4))}, "torch tensors on the CPU, but its inputs are ndarray; convert them"),
+            ({"train_targets": torch.zeros(60, device="meta")}, "on the CPU, but its targets are on meta; convert"),
+            ({"train_targets": torch.zeros(60, 3, dtype=torch.int64)}, r"torch.int64 targets of shape \(60, 3\)"),
+            (
+                {"train_targets": torch.zeros(60)},
+                r"a row \(N, k\) of float32 targets, .* torch.float32 targets of shape \(60,\)",
+            ),
+            ({"train_targets": torch.zeros(60, dtype=torch.int32)}, "torch.int32 targets"),
+            ({"train_targets": torch.zeros(60, 2)}, "one target for each name in classes, but has 2 for 3 names"),
+            ({"train_targets": torch.full((60, 3), float("inf"))}, "must be finite, but has NaN or infinite targets"),
+            (
+                {"train_targets": torch.zeros(60, 3)},
+                "targets of toy must have one type, but have torch.float32 and torch.int64",
+            ),
         ],
     )
     def test_bad_parts(self, changes: dict[str, Any], message: str) -> None:
-        with pytest.raises(DataError, match=message):
+        with pytest.raises(DataError, match=message) as caught:
             replace(image_dataset(), **changes)
+        assert str(caught.value).count(". ") == 0
+
+    @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/", "a\0b"])
+    def test_names_that_name_no_directory(self, name: str) -> None:
+        with pytest.raises(DataError, match=r"must have a name that can name a directory, but got .*; rename it\.$"):
+            replace(image_dataset(), name=name)
+
+    def test_kinds(self) -> None:
+        kinds = [(data.is_image, data.is_regression, data.vocabulary) for data in _one_of_each()]
+        assert kinds == [(True, False, 0), (False, False, 0), (False, True, 0), (False, False, 9)]
+
+    def test_strata(self) -> None:
+        assert torch.equal(image_dataset().strata, image_dataset().train_targets)
+        assert regression_dataset().strata.tolist() == [0] * 40
+
+
+def _one_of_each() -> list[Dataset]:
+    return [image_dataset(), float_dataset(), regression_dataset(), token_dataset()]
 
 
 class TestLoadTask:
@@ -336,6 +259,10 @@ class TestLoadTask:
         task = load_task("digits", DataSettings(train_portion=0.75))
         assert task.name == "digits" and task.shapes == Shapes((1, 8, 8), 10)
         assert task.settings.train_portion == 0.75
+
+    def test_a_table_of_scikit_learn(self) -> None:
+        task = load_task("sklearn:wine", DataSettings(train_size=60))
+        assert task.name == "wine" and task.shapes == Shapes((13,), 3) and len(task.dataset.train_targets) == 60
 
     def test_unknown(self) -> None:
         with pytest.raises(UnknownNameError, match=r"Unknown data scheme 'digit': did you mean 'digits' "):

@@ -12,7 +12,7 @@ from nasengine.task import Augment
 
 
 def test_schemes_are_listed_with_their_summaries() -> None:
-    assert list(SCHEMES) == ["digits", "cifar10", "cifar100", "imagefolder", "npz"]
+    assert list(SCHEMES) == ["digits", "sklearn", "cifar10", "cifar100", "imagefolder", "npz"]
     assert all(scheme.name == name and scheme.summary for name, scheme in SCHEMES.items())
     assert [name for name, scheme in SCHEMES.items() if not scheme.needs_path] == ["digits"]
 
