@@ -17,7 +17,10 @@ T = TypeVar("T")
 def setting(
     default: T, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None
 ) -> T:
-    """A dataclass field with a help text and a range: `low <= value`, `above < value`, `value <= high`."""
+    """A dataclass field with a help text and a range: `low <= value`, `above < value`, `value <= high`.
+
+    The range is that of a number, or of every number of a tuple.
+    """
     metadata = {"help": help, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -58,7 +61,7 @@ def from_plain(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
         hint = hints[name]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
             value = from_plain(cast(type, hint), value, f"{prefix}.{name}")
-        elif typing.get_origin(hint) is tuple and isinstance(value, list):
+        elif isinstance(value, list) and any(typing.get_origin(part) is tuple for part in _parts(hint)):
             value = tuple(value)
         elif hint is float and type(value) is int:
             value = float(value)
@@ -102,13 +105,20 @@ def _require_field(kind: type, name: str, prefix: str) -> None:
         raise UnknownNameError("setting", f"{prefix}.{name}", [f"{prefix}.{field}" for field in known])
 
 
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The parts of a union, or the type itself."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+
+
 def _describe(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return " or ".join(str(option) for option in typing.get_args(hint))
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return " or ".join(_describe(part) for part in typing.get_args(hint))
+    if len(_parts(hint)) > 1:
+        return " or ".join(_describe(part) for part in _parts(hint))
     if hint is type(None):
         return "none"
+    if hint == tuple[int, ...]:
+        return "whole numbers such as 3,5,7"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
@@ -117,8 +127,10 @@ def _matches(hint: Any, value: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is Literal:
         return value in typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_matches(part, value) for part in typing.get_args(hint))
+    if len(_parts(hint)) > 1:
+        return any(_matches(part, value) for part in _parts(hint))
+    if hint == tuple[int, ...]:
+        return isinstance(value, tuple) and all(_matches(int, item) for item in value)
     if hint in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, (int, float) if hint is float else origin or hint)
@@ -130,6 +142,9 @@ def _check_type(name: str, hint: Any, value: Any) -> None:
 
 
 def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _check_range(name, metadata, item)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     low, above, high = metadata.get("low"), metadata.get("above"), metadata.get("high")
@@ -141,8 +156,7 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> None:
 
 
 def _parse(name: str, hint: Any, text: str) -> Any:
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    for part in parts:
+    for part in _parts(hint):
         if part is type(None) and text.lower() == "none":
             return None
         if part is bool and text.lower() in ("true", "false"):
@@ -151,9 +165,9 @@ def _parse(name: str, hint: Any, text: str) -> Any:
             return next(option for option in typing.get_args(part) if str(option) == text)
         if part is str:
             return text
-        if part in (int, float):
+        if part in (int, float) or part == tuple[int, ...]:
             try:
-                return part(text)
+                return part(text) if part in (int, float) else tuple(map(int, text.split(","))) if text else ()
             except ValueError:
                 continue
     raise SettingError(f"{name} must be {_describe(hint)}, but got {text!r}.")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Self
 
 import networkx as nx
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
-from nasengine.errors import ArchitectureError
+from nasengine.errors import ArchitectureError, SettingError
 from nasengine.supernet import Supernet, choices_of, fix
 from nasengine.task import Shapes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+Benchmark = Callable[[Architecture], dict[str, float]]
+"""Looks up the known accuracies of an architecture: shares 0..1 by name, the one that tells most first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +36,7 @@ class Space(abc.ABC):
 
     @abc.abstractmethod
     def network(self, shapes: Shapes) -> nn.Module:
-        """The module that holds all architectures: inputs (batch, *shapes.input) -> (batch, shapes.classes)."""
+        """The module that holds all architectures: inputs (batch, *shapes.input) -> (batch, shapes.outputs)."""
 
     def supernet(self, shapes: Shapes, loss: Loss) -> Supernet:
         """The network of this space as a supernet."""
@@ -42,6 +46,10 @@ class Space(abc.ABC):
         """The choices by label, without memory for the weights."""
         with torch.device("meta"):
             return choices_of(self.network(shapes))
+
+    def blueprint(self, shapes: Shapes) -> nn.Module:
+        """A network with the choices of this space whose fixed form costs what the derived network costs."""
+        return self.final().network(shapes)
 
     def check(self, choices: Mapping[str, Choice], architecture: Architecture) -> None:
         """Raises ArchitectureError unless the architecture belongs to this space."""
@@ -55,10 +63,54 @@ class Space(abc.ABC):
         unknown = [label for label in architecture if label not in choices]
         if unknown:
             raise ArchitectureError(f"Space {self.name!r} has no choice {unknown[0]!r}; it has {', '.join(choices)}.")
+        for label, option in self.canonical(choices, architecture).items():
+            if architecture[label] != option:
+                raise ArchitectureError(
+                    f"A choice without effect must take its first option, but {label!r} is {architecture[label]!r} in "
+                    f"a part that is left out; make it {option!r}."
+                )
 
     def derive(self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor]) -> Architecture:
-        """The architecture of a soft mixture: the heaviest option of every choice."""
-        return Architecture({label: c.options[int(weights[label].argmax())] for label, c in choices.items()})
+        """The architecture of a soft mixture: the heaviest option of every choice that has an effect."""
+        heaviest = {label: c.options[int(weights[label].argmax())] for label, c in choices.items()}
+        return self.canonical(choices, Architecture(heaviest))
+
+    def idle(self, architecture: Architecture) -> Collection[str]:
+        """Labels of choices that have no effect by rules of its own, besides those of modules that are left out."""
+        del architecture
+        return ()
+
+    def canonical(self, choices: Mapping[str, Choice], architecture: Architecture) -> Architecture:
+        """The one architecture of this space with the same network: idle choices take their first option."""
+        first = {label: choices[label].options[0] for label in self.unused(choices, architecture)}
+        return Architecture({**architecture, **first})
+
+    def unused(self, choices: Mapping[str, Choice], architecture: Architecture) -> Collection[str]:
+        """Labels of the choices without effect: idle ones, and those of modules that other choices leave out."""
+        left_out = {label for label, choice in choices.items() if not choice.has_effect(architecture)}
+        return left_out.union(self.idle(architecture))
+
+    def likelihood(
+        self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor], architecture: Architecture
+    ) -> float:
+        """How well an architecture fits a soft mixture: the sum of the logarithms of its options' weights.
+
+        An idle choice counts as its heaviest option, since it fits any: so nothing fits better than what is derived.
+        """
+        idle = self.unused(choices, architecture)
+        rows = [
+            weights[label].max() if label in idle else weights[label][choice.options.index(architecture[label])]
+            for label, choice in choices.items()
+        ]
+        return float(torch.stack(rows).clamp(min=1e-12).log().sum())
+
+    def smallest(self, choices: Mapping[str, Choice]) -> Architecture:
+        """The architecture of all smallest sizes, and the first operations where `derive` takes them."""
+        return self.derive(choices, {label: -torch.arange(float(len(c.options))) for label, c in choices.items()})
+
+    def largest(self, choices: Mapping[str, Choice]) -> Architecture:
+        """The architecture of all largest sizes, and the last operations where `derive` takes them."""
+        return self.derive(choices, {label: torch.arange(float(len(c.options))) for label, c in choices.items()})
 
     def sample(self, choices: Mapping[str, Choice], generator: torch.Generator) -> Architecture:
         """A random architecture: what `derive` makes of independent uniform weights."""
@@ -81,7 +133,7 @@ class Space(abc.ABC):
 
     def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
         """The stand-alone network of an architecture, with new weights; in training it may give (logits, auxiliary)."""
-        return fix(self.network(shapes), architecture)
+        return fix(self.network(shapes), architecture, inherit=False)
 
     def graphs(self, architecture: Architecture) -> dict[str, nx.DiGraph[str]]:
         """The architecture as graphs: nodes in topological order, the attribute `operation` on edges or nodes."""
@@ -108,6 +160,13 @@ class Space(abc.ABC):
         """A sentence when an architecture looks degenerate, else an empty text."""
         del architecture
         return ""
+
+    def benchmark(self, path: Path) -> Benchmark:
+        """The known accuracies in a table of this space. Raises DataError, and SettingError where there are none."""
+        raise SettingError(
+            f"A benchmark must be a table of the space, but space {self.name!r} has none, so that {path} cannot be "
+            "read; leave out --benchmark."
+        )
 
     def _allows(self, choices: Mapping[str, Choice], architecture: Architecture) -> bool:
         try:

@@ -58,6 +58,10 @@ class DARTS(Space):
     def network(self, shapes: Shapes) -> nn.Module:
         return Network(self, shapes, lambda kind, plan: SearchCell(kind, self.nodes, plan))
 
+    def blueprint(self, shapes: Shapes) -> nn.Module:
+        final = self.final()
+        return Network(final, shapes, lambda kind, plan: SearchCell(kind, final.nodes, plan, affine=True))
+
     def final(self) -> DARTS:
         """20 cells, 36 channels and an auxiliary head, as published for CIFAR-10."""
         return dataclasses.replace(self, channels=36, layers=20, auxiliary=True)
@@ -94,6 +98,13 @@ class DARTS(Space):
                 strongest = sorted(labels, key=lambda label: -float(rows[label].max()))[:2]
                 kept |= {label: operations[int(rows[label].argmax())] for label in strongest}
         return Architecture(kept)
+
+    def likelihood(
+        self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor], architecture: Architecture
+    ) -> float:
+        """The sum of the weights of the kept operations, by which `derive` ranks them."""
+        names = tuple(OPERATIONS)
+        return sum(float(weights[label][names.index(op)]) for label, op in architecture.items() if op != "none")
 
     def graphs(self, architecture: Architecture) -> dict[str, nx.DiGraph[str]]:
         names = ["c_{k-2}", "c_{k-1}", *map(str, range(self.nodes)), "c_{k}"]
@@ -195,18 +206,18 @@ class _Preprocess(nn.Module):
 class SearchCell(nn.Module):
     """All operations on all edges; what the edges that leave a state have in common is computed once: ReLU, poolings.
 
-    Pooling is followed by batch norm; no batch norm has learned scales (section A.1.1 of the paper).
+    Pooling is followed by batch norm; in a search no batch norm has learned scales (section A.1.1 of the paper).
     """
 
-    def __init__(self, kind: str, nodes: int, plan: CellPlan) -> None:
+    def __init__(self, kind: str, nodes: int, plan: CellPlan, affine: bool = False) -> None:
         super().__init__()
-        self.preprocess = _Preprocess(plan, affine=False)
+        self.preprocess = _Preprocess(plan, affine)
         self.nodes = nodes
         common = [self._common(plan, source) for source in range(nodes + 1)]
         self.edges = nn.ModuleDict()
         for node in range(2, nodes + 2):
             for source in range(node):
-                options = {**self._own(plan, source, common[source]["relu"]), **common[source]}
+                options = {**self._own(plan, source, common[source]["relu"], affine), **common[source]}
                 label = f"{source}-{node}"
                 self.edges[label] = MixedOp(f"{kind}/{label}", {name: options[name] for name in OPERATIONS})
 
@@ -228,10 +239,10 @@ class SearchCell(nn.Module):
         return shared
 
     @staticmethod
-    def _own(plan: CellPlan, source: int, relu: nn.Module) -> dict[str, nn.Module]:
+    def _own(plan: CellPlan, source: int, relu: nn.Module, affine: bool) -> dict[str, nn.Module]:
         stride = 2 if plan.reduction and source < 2 else 1
         return {
-            name: make(plan.channels, stride, False, relu) for name, make in OPERATIONS.items() if "pool" not in name
+            name: make(plan.channels, stride, affine, relu) for name, make in OPERATIONS.items() if "pool" not in name
         }
 
 
@@ -272,8 +283,8 @@ class Network(nn.Module):
         self.cells = nn.ModuleList(cell("reduce" if plan.reduction else "normal", plan) for plan in plans)
         self.auxiliary_after = 2 * space.layers // 3
         width = space.nodes * plans[self.auxiliary_after].channels
-        self.auxiliary = AuxiliaryHead(width, shapes.classes, imagenet) if auxiliary else None
-        self.classifier = nn.Linear(space.nodes * plans[-1].channels, shapes.classes)
+        self.auxiliary = AuxiliaryHead(width, shapes.outputs, imagenet) if auxiliary else None
+        self.classifier = nn.Linear(space.nodes * plans[-1].channels, shapes.outputs)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         states, auxiliary = self.stem(x), None

@@ -18,9 +18,11 @@ def list() -> None:
             typer.echo(f"\n{kind.upper()}")
         typer.echo(f"  {entry.name:<12} {entry.summary}")
         for setting in entry.settings:
-            default = "" if setting.default is None else f" = {_plain(setting.default)}"
+            default = "" if setting.default in (None, "", ()) else f" = {_plain(setting.default)}"
             typer.echo(f"      {setting.name}{default}".ljust(44) + f"  {setting.help}")
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)

@@ -35,7 +35,11 @@ class Top:
 
 @dataclass(frozen=True, kw_only=True)
 class Listed:
-    sizes: tuple[int, ...] = setting((1, 2), "sizes")
+    sizes: tuple[int, ...] = setting((1, 2), "sizes", low=1)
+    more: Literal["auto"] | tuple[int, ...] = setting("auto", "more sizes")
+
+    def __post_init__(self) -> None:
+        validate(self, "listed")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,8 @@ def test_plain_form_comes_back() -> None:
 
 
 def test_json_types_are_mended() -> None:
-    assert from_plain(Listed, json.loads(json.dumps(plain(Listed()))), "listed") == Listed()
+    for listed in (Listed(), Listed(sizes=(3,), more=(1, 2)), Listed(sizes=(), more=())):
+        assert from_plain(Listed, json.loads(json.dumps(plain(listed))), "listed") == listed
     share = from_plain(Top, {"share": 1}, "top").share
     assert (type(share), share) == (float, 1.0)
 
@@ -116,6 +121,38 @@ def test_texts_are_read_by_the_type_of_the_field() -> None:
         Top, override(data, Top, {"limit": "none", "flag": "false"}, "top"), "top"
     ) == dataclasses.replace(expected, limit=None, flag=False)
     assert override({}, Top, {"inner.rate": "0.5"}, "top") == {"inner": {"rate": 0.5}}
+
+
+def test_whole_numbers_are_read_from_a_text_with_commas() -> None:
+    for text, numbers in {"3,5,7": (3, 5, 7), "4": (4,), "": ()}.items():
+        data = override({}, Listed, {"sizes": text, "more": text}, "listed")
+        assert from_plain(Listed, data, "listed") == Listed(sizes=numbers, more=numbers)
+    assert override({}, Listed, {"more": "auto"}, "listed") == {"more": "auto"}
+    assert [row.kind for row in table(Listed, "listed")] == [
+        "whole numbers such as 3,5,7",
+        "auto or whole numbers such as 3,5,7",
+    ]
+
+
+@pytest.mark.parametrize("text", ["3,x", "3,,5", "3;5", "(3, 5)", "1.5", " ", ","])
+def test_other_texts_are_no_whole_numbers(text: str) -> None:
+    with pytest.raises(SettingError, match=r"listed\.sizes must be whole numbers such as 3,5,7, but got '"):
+        override({}, Listed, {"sizes": text}, "listed")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sizes": (3, 0)}, "listed.sizes must be at least 1, but got 0"),
+        ({"sizes": (3, 1.5)}, r"listed.sizes must be whole numbers such as 3,5,7, but got \(3, 1.5\)"),
+        ({"sizes": (True,)}, r"listed.sizes must be whole numbers such as 3,5,7, but got \(True,\)"),
+        ({"sizes": [3]}, r"listed.sizes must be whole numbers such as 3,5,7, but got \[3\]"),
+        ({"more": "other"}, "listed.more must be auto or whole numbers such as 3,5,7, but got 'other'"),
+    ],
+)
+def test_whole_numbers_are_checked(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        Listed(**values)
 
 
 @pytest.mark.parametrize(
