@@ -11,7 +11,8 @@ import time
 
 import torch
 
-from nasengine.task import Augment, Batches, Dataset, DataSettings, Task, load_task
+from nasengine.batches import Batches
+from nasengine.task import Augment, Dataset, DataSettings, Task, load_task
 
 _AUGMENT = Augment(crop=4, flip=True, cutout=16)
 

@@ -14,10 +14,24 @@ if TYPE_CHECKING:
     from nasengine.algorithm import StepInfo as StepInfo
     from nasengine.architecture import Architecture as Architecture
     from nasengine.architecture import Choice as Choice
+    from nasengine.attention import ElasticAttention as ElasticAttention
+    from nasengine.elastic import ElasticDepth as ElasticDepth
+    from nasengine.elastic import ElasticResolution as ElasticResolution
+    from nasengine.elastic import Size as Size
     from nasengine.errors import NasengineError as NasengineError
+    from nasengine.layers import ElasticBatchNorm1d as ElasticBatchNorm1d
+    from nasengine.layers import ElasticBatchNorm2d as ElasticBatchNorm2d
+    from nasengine.layers import ElasticConv1d as ElasticConv1d
+    from nasengine.layers import ElasticConv2d as ElasticConv2d
+    from nasengine.layers import ElasticDepthwiseConv2d as ElasticDepthwiseConv2d
+    from nasengine.layers import ElasticEmbedding as ElasticEmbedding
+    from nasengine.layers import ElasticLayerNorm as ElasticLayerNorm
+    from nasengine.layers import ElasticLinear as ElasticLinear
+    from nasengine.layers import ElasticParameter as ElasticParameter
     from nasengine.listing import list as list
     from nasengine.listing import show as show
     from nasengine.loop import Observer as Observer
+    from nasengine.measure import Measure as Measure
     from nasengine.registry import ALGORITHMS as ALGORITHMS
     from nasengine.registry import SPACES as SPACES
     from nasengine.searching import search as search
@@ -25,6 +39,8 @@ if TYPE_CHECKING:
     from nasengine.supernet import MixedOp as MixedOp
     from nasengine.supernet import Shared as Shared
     from nasengine.supernet import Supernet as Supernet
+    from nasengine.supernet import Zero as Zero
+    from nasengine.task import Augment as Augment
     from nasengine.task import Dataset as Dataset
     from nasengine.task import DataSettings as DataSettings
     from nasengine.task import Shapes as Shapes
@@ -38,19 +54,35 @@ _HOME = {
     "ALGORITHMS": "registry",
     "Algorithm": "algorithm",
     "Architecture": "architecture",
+    "Augment": "task",
     "Choice": "architecture",
     "DataSettings": "task",
     "Dataset": "task",
+    "ElasticAttention": "attention",
+    "ElasticBatchNorm1d": "layers",
+    "ElasticBatchNorm2d": "layers",
+    "ElasticConv1d": "layers",
+    "ElasticConv2d": "layers",
+    "ElasticDepth": "elastic",
+    "ElasticDepthwiseConv2d": "layers",
+    "ElasticEmbedding": "layers",
+    "ElasticLayerNorm": "layers",
+    "ElasticLinear": "layers",
+    "ElasticParameter": "layers",
+    "ElasticResolution": "elastic",
+    "Measure": "measure",
     "MixedOp": "supernet",
     "NasengineError": "errors",
     "Observer": "loop",
     "SPACES": "registry",
     "Shapes": "task",
     "Shared": "supernet",
+    "Size": "elastic",
     "Space": "space",
     "StepInfo": "algorithm",
     "Supernet": "supernet",
     "Task": "task",
+    "Zero": "supernet",
     "list": "listing",
     "load_task": "task",
     "search": "searching",

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture
+from nasengine.errors import SettingError
+from nasengine.evolution import Budget
 from nasengine.settings import setting, validate
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Batch
@@ -24,13 +26,14 @@ class StepInfo(NamedTuple):
 
     Attributes:
         train_loss, valid_loss: 0-dim.
-        train_outputs, valid_outputs: of the network on the two batches, at the weights before the step.
+        train_outputs, valid_outputs: of the network on the two batches, at the weights before the step; of the
+            validation batch None, as its loss, where the algorithm does not look at it.
     """
 
     train_loss: Tensor
-    valid_loss: Tensor
     train_outputs: Tensor
-    valid_outputs: Tensor
+    valid_loss: Tensor | None = None
+    valid_outputs: Tensor | None = None
 
 
 State = TypeVar("State")
@@ -63,28 +66,47 @@ class Algorithm(abc.ABC, Generic[State]):
         """The supernet that is judged and from which weights are inherited."""
 
     @abc.abstractmethod
-    def derive(self, state: State) -> Architecture:
-        """The architecture the search would answer now. Changes nothing."""
+    def derive(self, state: State, budget: Budget | None = None) -> Architecture:
+        """The architecture the search would answer now, within a budget if there is one. Changes nothing.
+
+        Raises:
+            LimitError: no architecture keeps the limits of the budget.
+        """
+
+    def indicators(self, state: State) -> dict[str, float]:
+        """Numbers of a state that are worth watching during a search."""
+        del state
+        return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightSettings:
-    """Stochastic gradient descent on the weights of a supernet; the published values of DARTS (arXiv:1806.09055, A.1).
+    """Descent on the weights of a supernet; the published values of DARTS (arXiv:1806.09055, A.1).
+
+    Transformers want adamw, with a learning rate of about 0.001 and a weight decay of about 0.05.
 
     Differs from the paper: the cosine falls at every step, not once an epoch.
     """
 
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "momentum descent, or adam with decoupled weight decay")
     lr: float = setting(0.025, "learning rate at the start", above=0)
     lr_min: float = setting(0.001, "learning rate at the end of the cosine", low=0)
-    momentum: float = setting(0.9, "momentum", low=0, high=0.999)
-    weight_decay: float = setting(3e-4, "weight decay, part of the gradient", low=0)
+    momentum: float = setting(0.9, "momentum, or the decay of adamw's mean of gradients", low=0, high=0.999)
+    weight_decay: float = setting(3e-4, "weight decay, in sgd part of the gradient", low=0)
     clip: float = setting(5.0, "largest norm of the gradient, 0 for no limit", low=0)
+    nesterov: bool = setting(False, "sgd: momentum of Nesterov's form")
 
     def __post_init__(self) -> None:
         validate(self, "algo.weights")
+        if self.nesterov and not self.momentum:
+            raise SettingError("algo.weights.nesterov needs a momentum above 0, but algo.weights.momentum is 0.")
 
-    def optimizer(self, parameters: Iterable[Tensor]) -> torch.optim.SGD:
-        return torch.optim.SGD(parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+    def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(parameters, self.lr, (self.momentum, 0.999), weight_decay=self.weight_decay)
+        return torch.optim.SGD(
+            parameters, self.lr, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+        )
 
     def rate(self, step: int, steps: int) -> float:
         """Cosine from `lr` at step 0 to `lr_min` at step `steps`."""
@@ -106,6 +128,7 @@ class AlphaSettings:
         validate(self, "algo.alphas")
 
     def make(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
+        parameters = list(parameters) or [torch.zeros(0)]  # where gates decide everything there are no alphas
         if self.optimizer == "sgd":
             return torch.optim.SGD(parameters, self.lr, weight_decay=self.weight_decay)
         betas = (self.beta1, self.beta2)
@@ -134,6 +157,17 @@ def descend(
             part["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+
+
+def priced(
+    gradients: Sequence[Tensor], supernet: Supernet, mixture: Mixture, variables: Sequence[Tensor]
+) -> list[Tensor]:
+    """The gradients of the variables of a mixture, with those of the price of its expected cost added."""
+    price = supernet.price(mixture) if supernet.price is not None else None
+    if not isinstance(price, Tensor) or not price.requires_grad:
+        return list(gradients)
+    added = torch.autograd.grad(price, variables, materialize_grads=True, allow_unused=True)
+    return [g + a for g, a in zip(gradients, added, strict=True)]
 
 
 def state_dict(state: object) -> dict[str, Any]:

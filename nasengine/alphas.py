@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Choice
+from nasengine.supernet import Gates, Mixture
 
 
 def _softmax(table: Tensor) -> Tensor:
@@ -59,9 +60,15 @@ class Alphas(nn.Module):
         }
 
 
-def detached(mixture: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def detached(mixture: Mixture) -> dict[str, Any]:
     """The same mixture without gradient."""
-    return {label: weights.detach() for label, weights in mixture.items()}
+    return {label: _detached(weights) for label, weights in mixture.items()}
+
+
+def _detached(weights: Tensor | Gates | int) -> Tensor | Gates | int:
+    if isinstance(weights, Gates):
+        return Gates(weights.values.detach())
+    return weights if isinstance(weights, int) else weights.detach()
 
 
 def entropy(mixture: Mapping[str, Tensor]) -> float:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from nasengine.errors import ArchitectureError
 
 _WORD = re.compile(r"[^\s=]+")
+
+Place = Mapping[str, Collection[str]]
+"""Where in a network: per choice around it the options under which it is kept; empty where it always is."""
 
 
 @dataclass(frozen=True)
@@ -19,11 +22,13 @@ class Choice:
         label: its name; modules with the same label share the decision.
         options: names of the options, without white space or "=".
         ordinal: whether the options are ordered (how many channels) rather than categorical (which operation).
+        places: where its modules are; choices that differ in nothing else are equal.
     """
 
     label: str
     options: tuple[str, ...]
     ordinal: bool = False
+    places: tuple[Place, ...] = field(default=({},), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for word in (self.label, *self.options):
@@ -35,6 +40,10 @@ class Choice:
             raise ArchitectureError(
                 f"Choice {self.label!r} must have one or more different options, but got {self.options}."
             )
+
+    def has_effect(self, architecture: Mapping[str, str]) -> bool:
+        """Whether an architecture keeps one of its places."""
+        return any(all(architecture[label] in kept for label, kept in place.items()) for place in self.places)
 
 
 class Architecture(Mapping[str, str]):

@@ -11,6 +11,9 @@ from typing import Any, Literal, TypeVar
 import torch
 
 from nasengine.algorithm import Algorithm
+from nasengine.data import own_task
+from nasengine.data.own import absolute
+from nasengine.data.sizes import adjusted
 from nasengine.errors import DeviceError, RunError, SettingError, UnknownNameError
 from nasengine.registry import ALGORITHMS, SPACES, Registry
 from nasengine.run import read_record, read_run_json
@@ -30,6 +33,13 @@ class SearchSettings:
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
     eval_size: int = setting(5000, "most validation examples that judge an epoch", low=1)
+    max_params: int | None = setting(None, "most parameters of the derived network in its final form", low=1)
+    max_flops: int | None = setting(None, "most multiply-adds of the derived network in its final form", low=1)
+    cost_weight: float = setting(1.0, "weight of the expected cost above a limit in the loss of the alphas", low=0)
+    # A text is parsed by the first part of a union that takes it, and "none" would be a str.
+    benchmark: None | str = setting(  # noqa: RUF036
+        None, "table of the space's known accuracies: every epoch's cell is looked up"
+    )
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within an epoch", low=0)
 
     def __post_init__(self) -> None:
@@ -48,11 +58,13 @@ class TrainSettings:
     batch_size: int = setting(96, "examples a batch", low=1)
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    inherit: bool = setting(False, "start from the weights that the search left instead of new ones")
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "momentum descent, or adam with decoupled weight decay")
     lr: float = setting(0.025, "learning rate at the start", above=0)
     schedule: Literal["cosine", "exponential"] = setting("cosine", "cosine to 0, or times decay every epoch")
     decay: float = setting(0.97, "exponential: factor of the learning rate an epoch", above=0, high=1)
-    momentum: float = setting(0.9, "momentum", low=0, high=0.999)
-    weight_decay: float = setting(3e-4, "weight decay, part of the gradient", low=0)
+    momentum: float = setting(0.9, "momentum, or the decay of adamw's mean of gradients", low=0, high=0.999)
+    weight_decay: float = setting(3e-4, "weight decay, in sgd part of the gradient", low=0)
     clip: float = setting(5.0, "largest norm of the gradient, 0 for no limit", low=0)
     drop_path: float = setting(
         0.2, "probability of dropping a path at the end; it rises from 0 epoch by epoch", low=0, high=0.99
@@ -98,8 +110,13 @@ def resolve_plugin(
     stored = dict(stored)
     stored_name = stored.pop("name", None)
     if not isinstance(plugin, (str, type)) and plugin is not None:
+        if not isinstance(plugin, registry.base):
+            raise SettingError(
+                f"A {registry.kind} must be a name, a class or an instance of {registry.base.__name__}, but got a "
+                f"{type(plugin).__name__}; give its class."
+            )
         return from_plain(type(plugin), override(plain(plugin), type(plugin), changes, prefix), prefix)
-    kind = plugin if isinstance(plugin, type) else registry[plugin or str(stored_name)]
+    kind = registry.adapted(plugin) if isinstance(plugin, type) else registry[plugin or str(stored_name)]
     base = stored if stored_name is not None and registry.get(stored_name) is kind else {}
     return from_plain(kind, override(base, kind, changes, prefix), prefix)
 
@@ -126,14 +143,22 @@ def resolve_algorithm(
 def resolve_task(
     task: str | Task | None, stored: Mapping[str, Any], changes: Mapping[str, str]
 ) -> tuple[Task, dict[str, Any]]:
-    """The task of a data spec, and the plain values from which it comes; a Task is used as it is."""
+    """The task of a data spec, and the plain values from which it comes.
+
+    A Task is used as it is but for the changes, as is one that a spec of one's own names but for what is stored.
+    """
     if isinstance(task, Task):
-        return task, {"name": task.name, **plain(task.settings)}
+        settings = resolve_settings(DataSettings, plain(task.settings), changes, "data")
+        resolved = adjusted(task, settings) if changes else task
+        return resolved, {"name": task.name, **plain(settings)}
     stored = dict(stored)
     stored_name = stored.pop("name", "digits")
-    settings = resolve_settings(DataSettings, stored, changes, "data")
-    spec = task or str(stored_name)
-    return load_task(spec, settings), {"name": spec, **plain(settings)}
+    spec = absolute(task or str(stored_name))
+    own = own_task(spec)
+    base = {**plain(own.settings), **stored} if own else stored
+    settings = resolve_settings(DataSettings, base, changes, "data")
+    resolved = adjusted(own, settings) if own else load_task(spec, settings)
+    return resolved, {"name": spec, **plain(settings)}
 
 
 def resolve_device(name: str) -> torch.device:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from nasengine.task import Shapes
+from nasengine.work import OwnWork
 
 
 def parameters(network: nn.Module) -> int:
@@ -26,11 +26,12 @@ def multiply_adds(build: Callable[[], nn.Module], shapes: Shapes) -> int:
     `build` is called on the meta device: nothing is allocated or computed.
     """
     with torch.device("meta"):
-        network = build().eval()
-        inputs = torch.empty(1, *shapes.input)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network = build().eval().requires_grad_(False)
+        inputs = shapes.zeros(1)
+    # a forward pass may make tensors without saying where
+    with OwnWork(network) as own, torch.no_grad(), torch.device("meta"):
         network(inputs)
-    return int(counter.get_total_flops()) // 2
+    return sum(own.work().values())
 
 
 @dataclass(frozen=True)

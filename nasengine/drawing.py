@@ -155,7 +155,7 @@ def _lay_out(name: str, graph: nx.DiGraph[str]) -> _Panel:
     ranks = [layer + sum(count > 0 for count in load[:layer]) for layer in range(len(load))]
     for node in graph:
         operation, ports = operations["", node], max(len(graph.pred[node]), len(graph.succ[node]))
-        words = operation.replace("_", " ") or _pretty(node)
+        words = f"{node} {operation}" if operation.isdigit() else operation.replace("_", " ") or _pretty(node)
         size = max(26.0, _width(words, _NODE_SIZE) + 14), max(26.0, _PORT * ports + 8)
         inner = bool(graph.pred[node] and graph.succ[node])
         slots.append(_Slot(ranks[layers[node]], words, operation, *size, node=True, inner=inner))
@@ -355,15 +355,16 @@ def _curve(panel: _Panel, route: _Route) -> list[tuple[float, float]]:
 
 
 def text(cells: Cells) -> str:
-    """The cells as plain lines of at most 80 columns, one per node: `0 = skip_connect(a) + max_pool_3x3(b)`."""
+    """Lines of at most 80 columns, one a node: `0 = skip_connect(a) + max_pool_3x3(b)`, or in a chain `0 = mb3`."""
     return "\n\n".join("\n".join(_lines(name, graph)) for name, graph in cells.items())
 
 
 def _lines(name: str, graph: nx.DiGraph[str]) -> list[str]:
     """A header with the inputs, then the other nodes; terms of sums stand in columns where the width allows."""
     operations, rows = _operations(graph), dict[str, list[str]]()
+    chain = all(operations["", node] for node in graph) and list(graph.edges) == list(pairwise(graph))
     for node in graph:
-        sources = [source for source in graph if source in graph.pred[node]]
+        sources = [source for source in graph if source in graph.pred[node] and not chain]
         terms = [f"{kind}({source})" if (kind := operations[source, node]) else source for source in sources]
         call = operations["", node] or ("concat" if len(sources) > 1 and terms == sources else "")
         rows[node] = [f"{call}({', '.join(terms)})" if terms else call] if call else terms

@@ -3,6 +3,7 @@
     NasengineError
     ├── UnknownNameError   (LookupError)      a name that no plug-in, scheme or setting has
     ├── SettingError       (ValueError)       a setting of the wrong type or range
+    ├── LimitError         (ValueError)       a limit on cost that no architecture keeps
     ├── ArchitectureError  (ValueError)       an architecture, genotype or space that breaks its rules
     ├── DataError          (ValueError)       data that are missing, damaged or not what they claim
     ├── RunError           (RuntimeError)     a run directory or checkpoint that cannot be used
@@ -17,6 +18,7 @@ Every message is one sentence: what must hold, what came, what to do.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -40,6 +42,10 @@ class UnknownNameError(NasengineError, LookupError):
 
 class SettingError(NasengineError, ValueError):
     """A setting of the wrong type or out of range."""
+
+
+class LimitError(NasengineError, ValueError):
+    """A limit on cost that no architecture keeps."""
 
 
 class ArchitectureError(NasengineError, ValueError):
@@ -70,3 +76,9 @@ class InterruptedRun(NasengineError, RuntimeError):
     """The run was asked to stop; it saved its state and can go on."""
 
     exit_code = 130
+
+
+def reason(error: BaseException) -> str:
+    """A stranger's error as a part of a sentence: its type and what it says, on one line and without full stops."""
+    said = re.sub(r"[.!?] (?=[A-Z])", "; ", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {said}".rstrip(".: ")

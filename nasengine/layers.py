@@ -1,6 +1,6 @@
 """Elastic layers: ordinary layers whose inputs, outputs and kernels may be a `Size`.
 
-Each takes the options of its torch namesake and has the weights of its largest sizes; see `nasengine.elastic` for what
+Each is like its torch namesake and has the weights of its largest sizes; see `nasengine.elastic` for what
 hard and soft mixtures make of them.
 """
 
@@ -76,6 +76,31 @@ class ElasticLinear(ElasticLayer):
             put(self.linear.weight, self.linear.weight * factors)
 
 
+class ElasticEmbedding(ElasticLayer):
+    """A learned vector for each of `count` tokens: (...) int64 -> (..., size)."""
+
+    def __init__(self, count: int, size: int | Size) -> None:
+        super().__init__()
+        self._declare([size])
+        self.size = size
+        self.embedding = nn.Embedding(count, largest(size))
+        self.weights = ((count, size),)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.embedding(tokens, self.embedding.weight[:, : active(self.size)])
+
+    def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
+        count = value(self.size, architecture)
+        layer = nn.Embedding(self.embedding.num_embeddings, count).to(self.embedding.weight)
+        if inherit:
+            put(layer.weight, self.embedding.weight[:, :count])
+        return layer
+
+    def permute(self, size: Size, order: Tensor) -> None:
+        if size == self.size:
+            put(self.embedding.weight, self.embedding.weight[:, order])
+
+
 class ElasticParameter(ElasticLayer):
     """A learned tensor (*shape, size): class tokens, position embeddings. Call it without input."""
 
@@ -127,8 +152,10 @@ class ElasticBatchNorm(ElasticLayer, abc.ABC):
             output: Tensor = norm(x)
             return output
         assert isinstance(norm.running_var, Tensor) and norm.num_batches_tracked is not None
+        momentum = norm.momentum
         if norm.training:
             norm.num_batches_tracked.add_(1)
+            momentum = 1 / int(norm.num_batches_tracked) if momentum is None else momentum  # None: a cumulative mean
         return F.batch_norm(
             x,
             norm.running_mean[:count],
@@ -136,7 +163,7 @@ class ElasticBatchNorm(ElasticLayer, abc.ABC):
             norm.weight[:count] if norm.affine else None,
             norm.bias[:count] if norm.affine else None,
             norm.training,
-            0.1 if norm.momentum is None else norm.momentum,
+            momentum or 0.0,
             norm.eps,
         )
 

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
@@ -64,7 +65,8 @@ class Loop:
     """Runs a job in a run directory, from its checkpoint if there is one.
 
     After every epoch and every `checkpoint_seconds` the whole state is saved: of the job, of the means and history, and
-    all random states. SIGINT and SIGTERM save after the current step and raise InterruptedRun.
+    all random states. SIGINT and SIGTERM save after the current step, or leave the end of the job undone, and
+    raise InterruptedRun.
     """
 
     def __init__(self, run: Run, job: Job, observer: Observer, checkpoint_seconds: float) -> None:
@@ -80,28 +82,46 @@ class Loop:
         self.observer.started(self.run, job, self.step)
         self.run.update({"status": "running", "device": describe_device(job.device)})
         self._since = self._saved = time.perf_counter()
-        with _signals() as stop, _Curves(self.run, self.step) as curves:
-            while self.step < job.epochs * spe:
-                self._one_step()
-                if self.step % spe == 0:
-                    self._check_state()
-                    self._end_epoch(curves)
-                    self._save()
-                elif stop or time.perf_counter() - self._saved >= self.checkpoint_seconds:
-                    self._save()
-                if stop:
-                    self.run.update({"status": "interrupted"})
-                    raise InterruptedRun(
-                        f"Stopped by {stop[0]} after step {self.step} of {job.epochs * spe}, all is saved."
-                    )
+        with _signals() as stop:
+            with _Curves(self.run, self.step) as curves:
+                while self.step < job.epochs * spe:
+                    self._one_step()
+                    if self.step % spe == 0:
+                        self._check_state()
+                        self._end_epoch(curves)
+                        self._save()
+                    elif stop.name or time.perf_counter() - self._saved >= self.checkpoint_seconds:
+                        self._save()
+                    if stop.name:
+                        raise self._interrupted(stop)
+            found = self._finish(stop)
         self._clock()
         result = {
-            **job.finish(self.run),
+            **found,
             "seconds": round(self.seconds, 1),
             "seconds_in_steps": round(self.step_seconds, 1),
         }
         self.run.update({"status": "finished", "seconds": round(self.seconds, 1), "result": result})
         return result
+
+    def _finish(self, stop: _Stop) -> dict[str, Any]:
+        """What the job ends with; nothing of it is saved before it is done, so that a signal stops it at once."""
+        stop.at_once = True
+        try:
+            if stop.name:
+                raise KeyboardInterrupt  # it came after the last step was checked
+            return dict(self.job.finish(self.run))
+        except KeyboardInterrupt:
+            if not stop.name:
+                raise
+            raise self._interrupted(stop) from None
+        finally:
+            stop.at_once = False
+
+    def _interrupted(self, stop: _Stop) -> InterruptedRun:
+        self.run.update({"status": "interrupted"})
+        steps = self.job.epochs * self.job.steps_per_epoch
+        return InterruptedRun(f"Stopped by {stop.name} after step {self.step} of {steps}, all is saved.")
 
     def _one_step(self) -> None:
         start = time.perf_counter()
@@ -237,22 +257,31 @@ def _finite(state: Any) -> bool:
     return not isinstance(state, float) or math.isfinite(state)
 
 
+@dataclass
+class _Stop:
+    """The first SIGINT or SIGTERM that came, by name, and whether one ends what runs at once."""
+
+    name: str = ""
+    at_once: bool = False
+
+
 @contextmanager
-def _signals() -> Iterator[list[str]]:
-    """A list that gets the name of the first SIGINT or SIGTERM; a second one stops at once. Main thread only."""
-    caught: list[str] = []
+def _signals() -> Iterator[_Stop]:
+    """Notes the first SIGINT or SIGTERM; a second one stops at once. Main thread only."""
+    stop = _Stop()
 
     def catch(number: int, frame: FrameType | None) -> None:
-        if caught:
+        first = not stop.name
+        stop.name = stop.name or signal.Signals(number).name
+        if stop.at_once or not first:
             raise KeyboardInterrupt
-        caught.append(signal.Signals(number).name)
 
     try:
         before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # not in the main thread, where Python handles no signals
         before = {}
     try:
-        yield caught
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -6,6 +6,7 @@ groups `nasengine.search_spaces`, `nasengine.algorithms` and `nasengine.predicto
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -16,10 +17,12 @@ import zlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Final, Generic, TypeVar
 
 from nasengine.algorithm import Algorithm
-from nasengine.errors import NasengineError, SettingError, UnknownNameError
+from nasengine.errors import NasengineError, SettingError, UnknownNameError, reason
+from nasengine.module_space import as_space
 from nasengine.space import Space
 
 T = TypeVar("T")
@@ -34,11 +37,20 @@ class Registry(Generic[T]):
         base: the class they derive from; each has a class attribute `name`.
         package: the package whose modules are scanned; those that begin with "_" are left out.
         group: the entry-point group.
+        adapt: makes a class of the kind out of what else is accepted.
     """
 
-    def __init__(self, kind: str, base: type[T], package: str, group: str) -> None:
+    def __init__(
+        self, kind: str, base: type[T], package: str, group: str, adapt: Callable[[object], object] | None = None
+    ) -> None:
         self.kind, self.base, self.package, self.group = kind, base, package, group
+        self._adapt = adapt
         self._classes: dict[str, type[T]] | None = None
+
+    @property
+    def accepts(self) -> str:
+        """What a plug-in must be, for messages."""
+        return f"a subclass of {self.base.__name__}{' or of torch.nn.Module' if self._adapt is not None else ''}"
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -47,7 +59,11 @@ class Registry(Generic[T]):
     def __getitem__(self, name: str) -> type[T]:
         """The class of a name, `module:Class` or `path/file.py:Class`. Raises UnknownNameError or SettingError."""
         if ":" in name:
-            return self._one_off(name)
+            return self._checked(load_named(self.kind, name), name)
+        if name.endswith(".py"):
+            raise SettingError(
+                f"A file with a {self.kind} must come with a class in it, but got {name!r}; write {name}:CLASS."
+            )
         found = self._found()
         if name not in found:
             raise UnknownNameError(self.kind, name, found)
@@ -91,31 +107,18 @@ class Registry(Generic[T]):
 
     def _announced(self) -> list[type[T]]:
         return [
-            self._checked(self._told(point.value, point.load), point.value) for point in entry_points(group=self.group)
+            self._checked(in_one_sentence(_must_be_importable(self.kind, point.value), point.load), point.value)
+            for point in entry_points(group=self.group)
         ]
 
-    def _one_off(self, spec: str) -> type[T]:
-        where, _, class_name = spec.rpartition(":")
-
-        def load() -> object:
-            module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
-            return getattr(module, class_name)
-
-        return self._checked(self._told(spec, load), spec)
-
-    def _told(self, spec: str, load: Callable[[], object]) -> object:
-        """What `load` gives; whatever a stranger's module raises becomes a sentence."""
-        try:
-            return load()
-        except NasengineError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".: ")
-            raise SettingError(f"The {self.kind} {spec!r} must be importable, but got {reason}.") from error
+    def adapted(self, plugin: type, spec: str = "") -> type[T]:
+        """A class that was given itself. Raises SettingError unless it is one of this kind."""
+        return self._checked(plugin, spec or plugin.__qualname__)
 
     def _checked(self, plugin: object, spec: str) -> type[T]:
+        plugin = self._adapt(plugin) if self._adapt is not None else plugin
         if not (inspect.isclass(plugin) and issubclass(plugin, self.base)):
-            raise SettingError(f"The {self.kind} {spec!r} must be a subclass of {self.base.__name__}, but is not.")
+            raise SettingError(f"The {self.kind} {spec!r} must be {self.accepts}, but is not: it is {_kind(plugin)}.")
         return plugin
 
     def get(self, name: str) -> type[T] | None:
@@ -131,31 +134,80 @@ class Registry(Generic[T]):
         name = self._name(kind)
         if self._found().get(name) is kind:
             return name
-        home = (
-            getattr(sys.modules.get(kind.__module__), "__file__", None) if kind.__module__.startswith(_FILE) else None
-        )
-        return f"{home or kind.__module__}:{kind.__qualname__}"
+        home = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+        script = kind.__module__ == "__main__" and home.endswith(".py")
+        where = home if script or kind.__module__.startswith(_FILE) else kind.__module__
+        return f"{where}:{kind.__qualname__}"
 
     @staticmethod
     def _name(plugin: type) -> str:
         return str(getattr(plugin, "name", ""))
 
 
+def load_named(kind: str, spec: str) -> object:
+    """What `module:name` or `path/file.py:name` names; `kind` says in messages what it should be.
+
+    Raises:
+        SettingError: the file is missing, or whatever went wrong while it was run, in one sentence.
+    """
+    where, _, name = spec.rpartition(":")
+
+    def load() -> object:
+        module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
+        return functools.reduce(getattr, name.split("."), module)
+
+    return in_one_sentence(_must_be_importable(kind, spec), load)
+
+
+def in_one_sentence(must: str, run: Callable[[], T]) -> T:
+    """What `run` gives; whatever a stranger's code raises becomes a SettingError that begins with `must`."""
+    try:
+        return run()
+    except NasengineError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise SettingError(f"{must}, but got {reason(error)}.") from error
+
+
+def importable(name: str) -> bool:
+    """Whether a module of this dotted name may be found, from the working directory too; nothing is run."""
+    if not all(part.isidentifier() for part in name.split(".")):
+        return False
+    _search_working_directory()
+    top = name.partition(".")[0]
+    return top in sys.modules or importlib.util.find_spec(top) is not None
+
+
+def _must_be_importable(kind: str, spec: str) -> str:
+    return f"The {kind} {spec!r} must be importable"
+
+
+def _kind(plugin: object) -> str:
+    return f"the class {plugin.__name__}" if inspect.isclass(plugin) else f"of type {type(plugin).__name__}"
+
+
 def _origin(plugin: type) -> str:
     return f"{plugin.__module__}.{plugin.__qualname__}"
 
 
-def _from_name(name: str) -> object:
+def _search_working_directory() -> None:
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+
+
+def _from_name(name: str) -> ModuleType:
+    _search_working_directory()
     return importlib.import_module(name)
 
 
-def _from_file(path: Path) -> object:
+def _from_file(path: Path) -> ModuleType:
     """The module of a file, which is run once: the class that a name finds twice is the same."""
     if not os.path.isfile(path):
         raise SettingError(f"A plug-in file must exist, but {path} does not.")
     path = path.resolve()
+    script = sys.modules["__main__"]
+    if path == Path(getattr(script, "__file__", None) or "").resolve():
+        return script
     name = f"{_FILE}{path.stem}_{zlib.crc32(path.read_bytes(), zlib.crc32(str(path).encode())):08x}"
     if name in sys.modules:
         return sys.modules[name]
@@ -172,5 +224,5 @@ def _from_file(path: Path) -> object:
     return module
 
 
-SPACES = Registry("search space", Space, "search_spaces", "nasengine.search_spaces")  # type: ignore[type-abstract]
+SPACES = Registry("search space", Space, "search_spaces", "nasengine.search_spaces", as_space)  # type: ignore[type-abstract]
 ALGORITHMS = Registry("algorithm", Algorithm, "nasengine.algorithms", "nasengine.algorithms")  # type: ignore[type-abstract]

@@ -34,6 +34,7 @@ _LOCK: Final = ".lock"
 _PARTIAL: Final = ".partial-"
 _FORMAT: Final = 1
 _FREE: Final = {"search.checkpoint_seconds", "train.checkpoint_seconds"}  # settings that may differ when a run goes on
+_LIMITS: Final = {"search.max_params", "search.max_flops"}  # a finished search can answer anew under others
 _PARTS: Final = {
     "search": ("space", "algo", "data", "search"),
     "train": ("space", "data", "train"),
@@ -90,11 +91,14 @@ class Run:
 
     @classmethod
     def resume(cls, path: Path, verb: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
-        """The run in a directory, to go on with it under the same configuration."""
+        """The run in a directory, to go on with it as it was configured; once it is finished, under other limits."""
         read_record(path)
         lock = _locked(path)
         try:
             record = read_record(path)  # anew: until the lock was ours another process may have gone on
+            if _asks_anew(record, config):
+                record |= {"status": "interrupted", "config": dict(config)}
+                record.pop("result", None)
             _check_resumable(path, record, verb)
             _check_same(path, record, config, facts)
         except BaseException:
@@ -263,6 +267,12 @@ def _check_resumable(path: Path, record: Mapping[str, Any], verb: str) -> None:
         raise RunError(
             f"The run in {path} diverged and would do so again; start a new one with other settings and --out."
         )
+
+
+def _asks_anew(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a run is a finished search, and a configuration differs from its own in limits and in nothing else."""
+    changed = {name for name, *_ in _differences(record["config"], config, "")} - _FREE
+    return record["status"] == "finished" and record["verb"] == "search" and bool(changed) and changed <= _LIMITS
 
 
 def _check_same(path: Path, record: Mapping[str, Any], config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from nasengine import alphas as alphas_
+from nasengine import cost
 from nasengine.algorithm import Algorithm, load_state_dict, state_dict
 from nasengine.architecture import Architecture
+from nasengine.batches import Batches
+from nasengine.budget import CostModel, Limits
 from nasengine.config import (
     SearchSettings,
     plain_plugin,
@@ -25,18 +29,22 @@ from nasengine.config import (
     split_assignments,
 )
 from nasengine.drawing import changes, draw
-from nasengine.evaluation import accuracy, evaluating, recalibrate
+from nasengine.errors import RunError
+from nasengine.evolution import Budget
+from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.registry import ALGORITHMS, SPACES
-from nasengine.run import Row, Run
+from nasengine.run import CHECKPOINT, Row, Run, read_tensors
 from nasengine.seeding import generator
 from nasengine.settings import plain
 from nasengine.space import Space
-from nasengine.task import Augment, Batch, Batches, Task, evaluation_batches
+from nasengine.supernet import Mixture, Supernet
+from nasengine.task import Task
+from nasengine.trial import check_network
 
 GROUPS = ("space", "algo", "data", "search")
-TRAIN, VALID, WEIGHTS, ALPHAS, RECALIBRATION = range(5)  # streams of random numbers
-_RECALIBRATION_BATCHES = 8
+INHERITED = "inherited.safetensors"
+TRAIN, VALID, WEIGHTS, ALPHAS, RECALIBRATION, DERIVE = range(6)  # streams of random numbers
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class SearchResult:
         path: the run directory.
         architecture: the one that was found.
         text: the architecture in the form that other tools exchange.
-        record: all of run.json; `record["result"]` has the accuracies.
+        record: all of run.json; `record["result"]` has the scores.
     """
 
     path: Path
@@ -70,12 +78,23 @@ class SearchJob:
         self.space, self.algorithm, self.task, self.settings = space, algorithm, task, settings
         self.observer = observer or Observer()
         self.device = resolve_device(settings.device)
+        table = settings.benchmark
+        self.benchmark = None if table is None else space.benchmark(Path(table).expanduser())
         self.train_indices, self.valid_indices = task.split(settings.seed)
         self.train = self._batches(self.train_indices, TRAIN)
         self.valid = self._batches(self.valid_indices, VALID)
         self.epochs, self.steps_per_epoch = settings.epochs, len(self.train)
+        self.judge = Judge(task, settings, self.train_indices, self.valid_indices, RECALIBRATION, self.device)
+        with seeded(settings.seed, WEIGHTS):
+            check_network(space, task.shapes, self.device)
+        self.limits = Limits(settings.max_params, settings.max_flops)
+        self.costs = CostModel(space, task.shapes) if self.limits else None
+        if self.costs is not None:
+            self.costs.nearest(self.limits)  # a limit that nothing keeps is answered before anything is computed
         with seeded(settings.seed, WEIGHTS):
             supernet = on_device(space.supernet(task.shapes, task.loss), self.device)
+            if self.costs is not None:
+                supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
             alphas = generator(settings.seed, ALPHAS)
             self.state = algorithm.init(supernet, alphas, self.epochs * self.steps_per_epoch)
         self.architecture: Architecture | None = None
@@ -83,16 +102,22 @@ class SearchJob:
     def step(self, step: int) -> dict[str, Tensor]:
         train, valid = self.train[step], self.valid[step]
         info = self.algorithm.step(self.state, train, valid)
-        right = self.task.correct
+        measure = self.task.measure
+        row = {
+            "train_loss": info.train_loss,
+            f"train_{measure.name}": measure(info.train_outputs, train.targets) / len(train.targets),
+        }
+        if info.valid_loss is None or info.valid_outputs is None:
+            return row
         return {
             "train_loss": info.train_loss,
             "valid_loss": info.valid_loss,
-            "train_accuracy": right(info.train_outputs, train.targets) / len(train.targets),
-            "valid_accuracy": right(info.valid_outputs, valid.targets) / len(valid.targets),
+            **row,
+            f"valid_{measure.name}": measure(info.valid_outputs, valid.targets) / len(valid.targets),
         }
 
     def end_epoch(self, epoch: int) -> Row:
-        architecture = self.algorithm.derive(self.state)
+        architecture = self.algorithm.derive(self.state, self._budget(None))
         changed = (
             changes(self.space.graphs(self.architecture), self.space.graphs(architecture)) if self.architecture else []
         )
@@ -100,32 +125,26 @@ class SearchJob:
         for text in (*changed, self.space.warning(architecture)):
             if text:
                 self.observer.note(text)
-        supernet, derived = self.judge(architecture)
-        mixture = self.algorithm.mixture(self.state)
+        full, mixture = self.algorithm.supernet(self.state), self.algorithm.mixture(self.state)
+        supernet, derived = self.judge.supernet(full, mixture), self.judge.subnet(full, architecture)
         return {
-            "supernet_accuracy": supernet,
-            "derived_accuracy": derived,
+            f"supernet_{self.task.measure.name}": supernet,
+            f"derived_{self.task.measure.name}": derived,
             "gap": supernet - derived,
             "alpha_entropy": alphas_.entropy({k: v for k, v in mixture.items() if isinstance(v, Tensor)}),
             "changed": len(changed),
+            **self.algorithm.indicators(self.state),
             **self.space.indicators(architecture),
+            **self._known(architecture),
             "architecture": self.space.write(architecture),
         }
 
-    def judge(self, architecture: Architecture) -> tuple[float, float]:
-        """Validation accuracy of the supernet under its mixture, and of an architecture with inherited weights."""
-        supernet, mixture = self.algorithm.supernet(self.state), self.algorithm.mixture(self.state)
-        with evaluating(supernet):
-            soft = accuracy(lambda inputs: supernet(inputs, mixture), self._held_out(), self.task.correct)
-        network = supernet.extract(architecture)
-        recalibrate(network, self._recalibration())
-        with evaluating(network):
-            return soft, accuracy(network, self._held_out(), self.task.correct)
-
     def finish(self, run: Run) -> dict[str, Any]:
-        architecture = self.algorithm.derive(self.state)
+        full, mixture = self.algorithm.supernet(self.state), self.algorithm.mixture(self.state)
+        architecture = self.algorithm.derive(self.state, self._budget(full))
         self.space.check(self.space.choices(self.task.shapes), architecture)
-        supernet, derived = self.judge(architecture)
+        supernet, derived = self.judge.supernet(full, mixture), self.judge.subnet(full, architecture)
+        self._write_inherited(run, full, architecture)
         text, graphs = self.space.write(architecture), self.space.graphs(architecture)
         for suffix in ("svg", "png"):
             run.write_file(f"cells.{suffix}", lambda path: draw(graphs, path))
@@ -134,8 +153,10 @@ class SearchJob:
         return {
             "architecture": str(architecture),
             "genotype": text,
-            "supernet_accuracy": supernet,
-            "derived_accuracy": derived,
+            f"supernet_{self.task.measure.name}": supernet,
+            f"derived_{self.task.measure.name}": derived,
+            **self._cost(architecture),
+            **self._known(architecture),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,28 +169,46 @@ class SearchJob:
         load_state_dict(self.state, state["algorithm"])
         self.architecture = Architecture.parse(state["architecture"]) if state["architecture"] else None
 
+    def _known(self, architecture: Architecture) -> dict[str, float]:
+        """What the benchmark says of an architecture, nothing without one."""
+        found = self.benchmark(architecture) if self.benchmark is not None else {}
+        return {f"benchmark_{name}": value for name, value in found.items()}
+
     def _batches(self, indices: Tensor, stream: int) -> Batches:
         seed, augment = self.settings.seed, self.task.search_augment
         return Batches(
             self.task, indices, self.settings.batch_size, seed=seed, stream=stream, augment=augment, device=self.device
         )
 
-    def _held_out(self) -> Iterator[Batch]:
-        data, chosen = self.task.dataset, self.valid_indices[: self.settings.eval_size]
-        size = 2 * self.settings.batch_size
-        return evaluation_batches(self.task, data.train_inputs[chosen], data.train_targets[chosen], size, self.device)
+    def _budget(self, full: Supernet | None) -> Budget:
+        """What may be spent on deriving; with a supernet, its subnets may be judged."""
+        judge = None if full is None else lambda architecture: self.judge.subnet(full, architecture)
+        return Budget(self.limits, self.costs, judge, generator(self.settings.seed, DERIVE), self.observer.note)
 
-    def _recalibration(self) -> Iterable[Batch]:
-        batches = Batches(
-            self.task,
-            self.train_indices,
-            self.settings.batch_size,
-            seed=self.settings.seed,
-            stream=RECALIBRATION,
-            augment=Augment(),
-            device=self.device,
-        )
-        return (batches[step] for step in range(min(_RECALIBRATION_BATCHES, len(batches))))
+    def _price(self, mixture: Mixture) -> Tensor | float:
+        assert self.costs is not None
+        return self.settings.cost_weight * self.limits.excess(self.costs.expected(mixture))
+
+    def _cost(self, architecture: Architecture) -> dict[str, int]:
+        """Parameters and multiply-adds of the derived network in its final form."""
+        final, shapes = self.space.final(), self.task.shapes
+        with torch.device("meta"):
+            parameters = cost.parameters(final.build(architecture, shapes))
+        multiply_adds = cost.multiply_adds(lambda: final.build(architecture, shapes), shapes)
+        return {"parameters": parameters, "multiply_adds": multiply_adds}
+
+    def _write_inherited(self, run: Run, full: Supernet, architecture: Architecture) -> None:
+        """The weights of the architecture in the supernet, where its stand-alone network can take them."""
+        weights = self.judge.extracted(full, architecture).state_dict()
+        with torch.device("meta"):
+            alone = self.space.final().build(architecture, self.task.shapes).state_dict()
+        if {name: tensor.shape for name, tensor in weights.items()} == {n: t.shape for n, t in alone.items()}:
+            run.write_bytes(INHERITED, packed(weights))
+
+
+def packed(weights: Mapping[str, Tensor]) -> bytes:
+    """Tensors as a file of safetensors, which cannot hold two names for one tensor: copies."""
+    return save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in weights.items()})
 
 
 def on_device(module: nn.Module, device: torch.device) -> Any:
@@ -234,7 +273,8 @@ def search(
     Args:
         space: a name, class or instance; "darts" unless `config` has another.
         algorithm: a name, class or instance; "rarts" unless `config` has another.
-        task: a data spec such as "digits" or "cifar10:PATH", or a Task; "digits" unless `config` has another.
+        task: a data spec such as "digits", "cifar10:PATH" or "file.py:name", or a Task; "digits" unless `config` has
+            another.
         settings: texts such as "algo.beta=5" or "search.epochs=10".
         config: plain values as `record["config"]` of an earlier run has them.
         out: the run directory; results/<task>/<space>/<algo>/seed-<n> by default.
@@ -255,3 +295,22 @@ def search(
         result = Loop(run, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         architecture = Architecture.parse(result["architecture"])
         return SearchResult(path, architecture, str(result["genotype"]), run.record)
+
+
+def open_search(path: Path | str, task: str | Task | None = None) -> SearchJob:
+    """The search in a run directory as its last checkpoint left it: supernet, judge, and what derives architectures.
+
+    Args:
+        path: the run directory of a search, finished or not.
+        task: its data again, where they were a Task.
+
+    Raises:
+        RunError: there is no search with a checkpoint.
+    """
+    path = Path(path)
+    plan = plan_search(task=task, config=read_config(path, "search"))
+    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings)
+    if not (path / CHECKPOINT).exists():
+        raise RunError(f"A search must have saved a checkpoint to be opened, but the one in {path} has not; resume it.")
+    job.load_state_dict(read_tensors(path / CHECKPOINT, job.device)["state"]["job"])
+    return job

@@ -136,11 +136,18 @@ class Space(abc.ABC):
         return fix(self.network(shapes), architecture, inherit=False)
 
     def graphs(self, architecture: Architecture) -> dict[str, nx.DiGraph[str]]:
-        """The architecture as graphs: nodes in topological order, the attribute `operation` on edges or nodes."""
-        graph: nx.DiGraph[str] = nx.DiGraph()
+        """The architecture as graphs: nodes in topological order, the attribute `operation` on edges or nodes.
+
+        Here a chain of the choices, with those that have the same name up to a "/" in one node.
+        """
+        nodes: dict[str, list[str]] = {}
         for label, option in architecture.items():
-            graph.add_node(label, operation=option)
-        nx.add_path(graph, architecture)
+            name, _, rest = label.partition("/")
+            nodes.setdefault(name, []).append(f"{rest} {option}" if rest else option)
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for name, options in nodes.items():
+            graph.add_node(name, operation=", ".join(options))
+        nx.add_path(graph, nodes)
         return {self.name: graph}
 
     def write(self, architecture: Architecture) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from nasengine import cost
 from nasengine.algorithm import cosine, descend
 from nasengine.architecture import Architecture
+from nasengine.batches import Batches, evaluation_batches
 from nasengine.config import (
     TrainSettings,
     plain_plugin,
@@ -25,35 +27,53 @@ from nasengine.config import (
     resolve_task,
     split_assignments,
 )
-from nasengine.errors import ArchitectureError, RunError
-from nasengine.evaluation import accuracy, evaluating
+from nasengine.errors import ArchitectureError, RunError, SettingError
+from nasengine.evaluation import evaluating, score
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
 from nasengine.registry import SPACES
 from nasengine.run import Run, read_record
-from nasengine.searching import TRAIN, WEIGHTS, on_device
+from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.settings import plain
 from nasengine.space import Space
-from nasengine.task import Batches, Task, evaluation_batches
+from nasengine.task import Task
 
 GROUPS = ("space", "data", "train")
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a finished training gave: its directory, test accuracy (0 to 1), and all of run.json."""
+    """What a finished training gave.
+
+    Attributes:
+        path: the run directory.
+        test_score: the mean of the task's measure over the test set: for classes the accuracy, 0 to 1.
+        record: all of run.json; `record["result"]` has the score as test_<measure>, such as test_accuracy.
+    """
 
     path: Path
-    test_accuracy: float
+    test_score: float
     record: dict[str, Any]
 
 
 class TrainJob:
     """A final training for the loop."""
 
-    def __init__(self, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
+    def __init__(
+        self,
+        space: Space,
+        architecture: Architecture,
+        task: Task,
+        settings: TrainSettings,
+        inherited: Mapping[str, Tensor] | None = None,
+    ) -> None:
         self.space, self.architecture, self.task, self.settings = space, architecture, task, settings
         self.device = resolve_device(settings.device)
+        if settings.label_smoothing and task.loss is not F.cross_entropy:
+            raise SettingError(
+                f"train.label_smoothing must be 0 unless the loss is the cross-entropy, which that of {task.name} is "
+                f"not, but got {settings.label_smoothing}; leave it out."
+            )
         everything = torch.arange(len(task.dataset.train_targets))
         self.batches = Batches(
             task,
@@ -67,10 +87,10 @@ class TrainJob:
         self.epochs, self.steps_per_epoch = settings.epochs, len(self.batches)
         with seeded(settings.seed, WEIGHTS):
             network = space.build(architecture, task.shapes)
+        if inherited is not None:
+            network.load_state_dict(inherited)
         self.network = on_device(network, self.device)
-        self.optimizer = torch.optim.SGD(
-            self.network.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
+        self.optimizer = _optimizer(self.network, settings)
 
     def step(self, step: int) -> dict[str, Tensor]:
         inputs, targets = self.batches[step]
@@ -82,9 +102,10 @@ class TrainJob:
         weights = list(self.network.parameters())
         gradients = torch.autograd.grad(total, weights, materialize_grads=True)
         descend(self.optimizer, weights, gradients, self.rate(step), self.settings.clip)
+        measure = self.task.measure
         return {
             "train_loss": loss.detach(),
-            "train_accuracy": self.task.correct(logits.detach(), targets) / len(targets),
+            f"train_{measure.name}": measure(logits.detach(), targets) / len(targets),
         }
 
     def rate(self, step: int) -> float:
@@ -102,13 +123,10 @@ class TrainJob:
             self.task, data.test_inputs, data.test_targets, 2 * self.settings.batch_size, self.device
         )
         with evaluating(self.network):
-            test = accuracy(self.network, batches, self.task.correct)
-        # Copies, since a file of safetensors cannot hold two names for one tensor.
-        kept = self.network.state_dict().items()
-        tensors = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in kept}
-        run.write_bytes("network.safetensors", save(tensors))
+            test = score(self.network, batches, self.task.measure)
+        run.write_bytes("network.safetensors", packed(self.network.state_dict()))
         return {
-            "test_accuracy": test,
+            f"test_{self.task.measure.name}": test,
             "test_size": len(data.test_targets),
             "parameters": cost.parameters(self.network),
             "multiply_adds": cost.multiply_adds(
@@ -128,6 +146,13 @@ class TrainJob:
         if self.settings.label_smoothing:
             return F.cross_entropy(logits, targets, label_smoothing=self.settings.label_smoothing)
         return self.task.loss(logits, targets)
+
+
+def _optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
+    parameters, decay = network.parameters(), settings.weight_decay
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, settings.lr, (settings.momentum, 0.999), weight_decay=decay)
+    return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=decay)
 
 
 def set_drop_path(network: torch.nn.Module, probability: float) -> None:
@@ -200,7 +225,7 @@ def train(
     resume: bool = False,
     observer: Observer | None = None,
 ) -> TrainResult:
-    """Trains a derived network from scratch and measures its test accuracy once, at the end.
+    """Trains a derived network from scratch and measures it on the test set once, at the end.
 
     Args:
         run: directory of a finished search, whose architecture, space and data are taken.
@@ -220,13 +245,38 @@ def train(
     plan = plan_training(
         run, genotype=genotype, architecture=architecture, space=space, task=task, settings=settings, config=config
     )
-    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings)
+    inherited = _inherited(plan, run) if plan.settings.inherit and not resume else None
+    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings, inherited)
     path = where or plan.default_out
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
         result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
-        return TrainResult(path, float(result["test_accuracy"]), directory.record)
+        return TrainResult(path, float(result[f"test_{plan.task.measure.name}"]), directory.record)
+
+
+def _inherited(plan: TrainPlan, run: Path | str | None) -> dict[str, Tensor]:
+    """The weights that the search in `run` left for its architecture. Raises RunError if they do not fit."""
+    if run is None:
+        raise RunError(
+            "A training that inherits must be of the directory of a search, which has the weights, but got none; give "
+            "RUN or leave out --inherit."
+        )
+    try:
+        weights = load_file(Path(run) / INHERITED)
+    except (OSError, SafetensorError):
+        raise RunError(
+            f"A training that inherits needs {INHERITED} in {run}, but it is not there or not readable: searches of "
+            "some spaces leave none; leave out --inherit."
+        ) from None
+    with torch.device("meta"):
+        alone = plan.space.build(plan.architecture, plan.task.shapes).state_dict()
+    if {name: w.shape for name, w in weights.items()} != {name: w.shape for name, w in alone.items()}:
+        raise RunError(
+            f"A training that inherits must build the network of the search in {run}, but its settings make another "
+            "one; leave out --inherit or the settings of the space."
+        )
+    return weights
 
 
 def _search_record(path: Path) -> dict[str, Any]:

@@ -10,7 +10,10 @@ import typer
 Data = Annotated[
     str | None,
     typer.Option(
-        help="digits, cifar10:PATH, cifar100:PATH, imagefolder:PATH or npz:PATH.  [default: digits]",
+        help=(
+            "digits, sklearn:NAME, cifar10:PATH, cifar100:PATH, imagefolder:PATH, npz:PATH, or your own as "
+            "FILE.py:NAME or MODULE:NAME.  [default: digits]"
+        ),
         metavar="SPEC",
         show_default=False,
     ),
@@ -37,6 +40,28 @@ Epochs = Annotated[
 BatchSize = Annotated[
     str | None,
     typer.Option("--batch-size", "--batch_size", help="Examples a batch.", metavar="INTEGER", show_default=False),
+]
+TrainPortion = Annotated[
+    str | None,
+    typer.Option(
+        help="Part of the training data for the weights; the rest is for the architecture.",
+        metavar="FLOAT",
+        show_default=False,
+    ),
+]
+Benchmark = Annotated[
+    str | None,
+    typer.Option(
+        help="A table of the space's known accuracies: look up every epoch's cell.", metavar="PATH", show_default=False
+    ),
+]
+MaxParams = Annotated[
+    str | None,
+    typer.Option(help="Most parameters of the network to train.", metavar="INTEGER", show_default=False),
+]
+MaxFlops = Annotated[
+    str | None,
+    typer.Option(help="Most multiply-adds of the network to train.", metavar="INTEGER", show_default=False),
 ]
 Seed = Annotated[
     str | None, typer.Option(help="Of all random numbers.  [default: 0]", metavar="INTEGER", show_default=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,8 @@ from nasengine.listing import show
 from nasengine.loop import Job, Observer
 from nasengine.run import Row, Run
 
-_SHOWN = {
-    "train_loss": "train loss {:.3f}",
-    "train_accuracy": "acc {:.1%}",
-    "valid_loss": "valid loss {:.3f}",
-    "valid_accuracy": "acc {:.1%}",
-    "supernet_accuracy": "supernet {:.1%}",
-    "derived_accuracy": "derived {:.1%}",
-    "alpha_entropy": "entropy {:.3f}",
-}
+_PARTS = ("train", "valid", "supernet", "derived", "test")  # begin the names of the columns with the measure
+_BENCHMARK = "benchmark_"
 
 
 class Progress(Observer):
@@ -99,10 +92,12 @@ def print_run(path: Path) -> None:
 def print_result(path: Path, record: Mapping[str, Any]) -> None:
     """The numbers that a run ended with, and where its files are."""
     result = record.get("result", {})
+    measure = _measure(result)
+    word, form = measure.replace("_", " "), _form(measure, digits=2)
     lines = {
-        "supernet_accuracy": "validation accuracy of the supernet: {:.2%}",
-        "derived_accuracy": "validation accuracy of the cell with inherited weights: {:.2%}",
-        "test_accuracy": "test accuracy: {:.2%}",
+        f"supernet_{measure}": f"validation {word} of the supernet: {form}",
+        f"derived_{measure}": f"validation {word} of the cell with inherited weights: {form}",
+        f"test_{measure}": f"test {word}: {form}",
         "parameters": "parameters: {:,}",
         "multiply_adds": "multiply-adds: {:,}",
         "seconds": "seconds: {:,.1f}",
@@ -111,12 +106,39 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
     for name, line in lines.items():
         if name in result:
             typer.echo(line.format(result[name]))
+    for name, value in result.items():
+        if name.startswith(_BENCHMARK):
+            typer.echo(f"benchmark, {name.removeprefix(_BENCHMARK).replace('_', ' ')}: {value:.2%}")
     files = [name for name in ("cells.svg", "cells.png", "network.safetensors") if (path / name).exists()]
     typer.echo(f"in {path}: {', '.join(['run.json', 'history.csv', *files])}")
 
 
 def _words(values: Mapping[str, float]) -> str:
-    return "  ".join(form.format(values[name]) for name, form in _SHOWN.items() if name in values)
+    measure = _measure(values)
+    word, form = "acc" if measure == "accuracy" else measure.replace("_", " "), _form(measure, digits=1)
+    shown = {
+        "train_loss": "train loss {:.3f}",
+        f"train_{measure}": f"{word} {form}",
+        "valid_loss": "valid loss {:.3f}",
+        f"valid_{measure}": f"{word} {form}",
+        f"supernet_{measure}": f"supernet {form}",
+        f"derived_{measure}": f"derived {form}",
+        "alpha_entropy": "entropy {:.3f}",
+    }
+    words = [line.format(values[name]) for name, line in shown.items() if name in values]
+    known = [f"benchmark {value:.1%}" for name, value in values.items() if name.startswith(_BENCHMARK)]
+    return "  ".join([*words, *known[:1]])
+
+
+def _measure(names: Iterable[str]) -> str:
+    """The name of the measure by the columns that end in it; "accuracy" where there are none."""
+    pairs = (name.split("_", 1) for name in names if "_" in name)
+    return next((rest for part, rest in pairs if part in _PARTS and rest not in ("loss", "size")), "accuracy")
+
+
+def _form(measure: str, digits: int) -> str:
+    """How a value is written: a share in per cent, any other number with 4 significant digits."""
+    return f"{{:.{digits}%}}" if measure.endswith("accuracy") else "{:.4g}"
 
 
 def _duration(seconds: float) -> str:

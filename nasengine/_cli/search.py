@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli.options import BatchSize, Config, Data, Device, DryRun, Epochs, Out, Resume, Seed, Set, assignments
+from nasengine._cli.options import (
+    BatchSize,
+    Benchmark,
+    Config,
+    Data,
+    Device,
+    DryRun,
+    Epochs,
+    MaxFlops,
+    MaxParams,
+    Out,
+    Resume,
+    Seed,
+    Set,
+    TrainPortion,
+    assignments,
+)
 
 EPILOG = "Example: nasengine search --space darts --algo darts --set algo.order=second --data cifar10:PATH --epochs 50"
 
@@ -22,14 +38,10 @@ def search(
     data: Data = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
-    train_portion: Annotated[
-        str | None,
-        typer.Option(
-            help="Part of the training data for the weights; the rest is for the architecture.",
-            metavar="FLOAT",
-            show_default=False,
-        ),
-    ] = None,
+    train_portion: TrainPortion = None,
+    benchmark: Benchmark = None,
+    max_params: MaxParams = None,
+    max_flops: MaxFlops = None,
     seed: Seed = None,
     device: Device = None,
     set_: Set = None,
@@ -41,7 +53,8 @@ def search(
     """Search an architecture for your data.
 
     Writes everything into one directory, results/<data>/<space>/<algo>/seed-<n>, from which the search goes on when it
-    was stopped (--resume), the found network is trained (nasengine train) and looked at (nasengine show).
+    was stopped (--resume), the found network is trained (nasengine train) and looked at (nasengine show). A finished
+    search finds another network under other limits: --resume --max-flops N.
     """
     from nasengine import searching
     from nasengine._cli.progress import Progress, print_run
@@ -54,6 +67,9 @@ def search(
         "search.seed": seed,
         "search.device": device,
         "data.train_portion": train_portion,
+        "search.benchmark": benchmark,
+        "search.max_params": max_params,
+        "search.max_flops": max_flops,
     }
     settings = assignments(set_, flags)
     stored = read_config(config, "search") if config is not None else None

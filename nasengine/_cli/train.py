@@ -30,6 +30,9 @@ def train(
     space: Annotated[
         str | None, typer.Option(help="The space of the text.  [default: darts]", metavar="NAME", show_default=False)
     ] = None,
+    inherit: Annotated[
+        bool, typer.Option("--inherit", help="Start from the search's weights: fine-tune, not from scratch.")
+    ] = False,
     data: Data = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
@@ -52,7 +55,7 @@ def train(
     from nasengine.errors import InterruptedRun
 
     flags = {"train.epochs": epochs, "train.batch_size": batch_size, "train.seed": seed, "train.device": device}
-    settings = assignments(set_, flags)
+    settings = [*assignments(set_, flags), *(["train.inherit=true"] if inherit else [])]
     stored = read_config(config, "train") if config is not None else None
     if dry_run:
         from nasengine._cli.dry_run import training_cost

@@ -8,12 +8,15 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from nasengine.algorithm import Algorithm, AlphaSettings, StepInfo, WeightSettings, descend
+from nasengine.algorithm import Algorithm, AlphaSettings, StepInfo, WeightSettings, descend, priced
 from nasengine.alphas import Alphas, detached
 from nasengine.architecture import Architecture
 from nasengine.bilevel import HYPERGRADIENTS, VirtualStep
+from nasengine.errors import SettingError
+from nasengine.evolution import Budget
+from nasengine.gates import GateSettings, UnitGates, derive_widths, gate_sizes
 from nasengine.settings import group, setting, validate
-from nasengine.supernet import Supernet, Weights
+from nasengine.supernet import Mixture, Supernet, Weights
 from nasengine.task import Batch
 
 
@@ -23,6 +26,7 @@ class DARTSState:
 
     supernet: Supernet
     alphas: Alphas
+    gates: UnitGates
     weight_optimizer: torch.optim.Optimizer
     alpha_optimizer: torch.optim.Optimizer
     step: int
@@ -38,6 +42,9 @@ class DARTS(Algorithm[DARTSState]):
     Each step: alpha on the hypergradient (`order`: first, second by finite differences, or exact), then w by one step
     of momentum descent. First order costs 2 backward passes a step, second order 5.
 
+    Sizes are softmax-weighted masks over their options, or with `widths=gates` one gate a unit that descends on the
+    same hypergradient and a sparsity penalty. Where there are limits, the price of the expected cost is added to L_val.
+
     Differs from the paper: validation passes leave the batch-norm statistics alone; the cosine falls at every step.
 
     References: Liu, Simonyan, Yang, ICLR 2019, arXiv:1806.09055.
@@ -47,18 +54,34 @@ class DARTS(Algorithm[DARTSState]):
 
     order: Literal["first", "second", "exact"] = setting("first", "how the alphas look through the weight step")
     relaxation: Literal["softmax", "identity"] = setting("softmax", "how alphas become weights over the options")
+    widths: Literal["options", "gates"] = setting("options", "search widths by weights of their options, or by gates")
     weights: WeightSettings = group(WeightSettings, "optimiser of the weights")
     alphas: AlphaSettings = group(AlphaSettings, "optimiser of the alphas")
+    gates: GateSettings = group(GateSettings, "the gates, if widths=gates")
 
     def __post_init__(self) -> None:
         validate(self, "algo")
+        if self.order != "first" and self.weights.optimizer != "sgd":
+            raise SettingError(
+                f"algo.order={self.order} looks through a step of sgd, but algo.weights.optimizer is "
+                f"{self.weights.optimizer}; set sgd, or algo.order=first."
+            )
+        if self.order != "first" and self.weights.nesterov:
+            raise SettingError(
+                f"algo.order={self.order} looks through a step without Nesterov's momentum, but algo.weights.nesterov "
+                "is true; set it to false, or algo.order=first."
+            )
 
     def init(self, supernet: Supernet, generator: torch.Generator, steps: int) -> DARTSState:
-        alphas = Alphas(supernet.choices, generator, self.alphas.std, like=next(supernet.parameters()))
+        like = next(supernet.parameters())
+        gates = UnitGates(gate_sizes(supernet, self.widths == "gates"), self.gates, like)
+        choices = {label: choice for label, choice in supernet.choices.items() if label not in gates.sizes}
+        alphas = Alphas(choices, generator, self.alphas.std, like)
         return DARTSState(
             supernet=supernet,
             alphas=alphas,
-            weight_optimizer=self.weights.optimizer(supernet.parameters()),
+            gates=gates,
+            weight_optimizer=self.weights.make(supernet.parameters()),
             alpha_optimizer=self.alphas.make(alphas.parameters()),
             step=0,
             steps=steps,
@@ -67,30 +90,37 @@ class DARTS(Algorithm[DARTSState]):
     def step(self, state: DARTSState, train: Batch, valid: Batch) -> StepInfo:
         rate = self.weights.rate(state.step, state.steps)
         supernet, weights = state.supernet, dict(state.supernet.named_parameters())
+        alphas, gates = list(state.alphas.parameters()), list(state.gates.parameters())
         hypergradient = HYPERGRADIENTS[self.order](
-            lambda at: supernet.evaluate(train, state.alphas.mixture(self.relaxation), at),
-            lambda at: supernet.evaluate(valid, state.alphas.mixture(self.relaxation), at),
+            lambda at: supernet.evaluate(train, self._searched(state), at),
+            lambda at: supernet.evaluate(valid, self._searched(state), at),
             weights,
-            list(state.alphas.parameters()),
+            [*alphas, *gates],
             VirtualStep(rate, self.weights.momentum, self.weights.weight_decay, _momentum(state, weights)),
         )
-        descend(state.alpha_optimizer, list(state.alphas.parameters()), hypergradient.gradients, rate=None, clip=0)
+        slopes = priced(hypergradient.gradients, supernet, self._searched(state), [*alphas, *gates])
+        descend(state.alpha_optimizer, alphas, slopes[: len(alphas)], rate=None, clip=0)
+        state.gates.descend(slopes[len(alphas) :])
 
-        evaluation = supernet.evaluate(train, self.mixture(state))
+        evaluation = supernet.evaluate(train, detached(self._searched(state)))
         gradients = torch.autograd.grad(evaluation.loss, list(weights.values()), materialize_grads=True)
         descend(state.weight_optimizer, list(weights.values()), gradients, rate, self.weights.clip)
         state.step += 1
         valid_loss, valid_outputs = hypergradient.valid
-        return StepInfo(evaluation.loss.detach(), valid_loss, evaluation.outputs, valid_outputs)
+        return StepInfo(evaluation.loss.detach(), evaluation.outputs, valid_loss, valid_outputs)
 
-    def mixture(self, state: DARTSState) -> dict[str, Tensor]:
-        return detached(state.alphas.mixture(self.relaxation))
+    def _searched(self, state: DARTSState) -> Mixture:
+        return {**state.alphas.mixture(self.relaxation), **state.gates.mixture()}
+
+    def mixture(self, state: DARTSState) -> Mixture:
+        return {**detached(state.alphas.mixture(self.relaxation)), **state.gates.whole()}
 
     def supernet(self, state: DARTSState) -> Supernet:
-        return state.supernet
+        return state.gates.sculpted(state.supernet)
 
-    def derive(self, state: DARTSState) -> Architecture:
-        return state.supernet.derive(self.mixture(state))
+    def derive(self, state: DARTSState, budget: Budget | None = None) -> Architecture:
+        alphas = detached(state.alphas.mixture(self.relaxation))
+        return derive_widths(state.supernet, alphas, state.gates, budget)
 
 
 def _momentum(state: DARTSState, weights: Weights) -> dict[str, Tensor]:

@@ -190,7 +190,7 @@ def test_text_aligns_terms_of_unequal_length() -> None:
 
 
 def test_text_of_a_chain_with_operations_on_nodes() -> None:
-    wanted = ["net", "  0 = mbconv_3", "  1 = mbconv_5(0)", "  2 = mbconv_7(1)"]
+    wanted = ["net", "  0 = mbconv_3", "  1 = mbconv_5", "  2 = mbconv_7"]
     assert drawing.text({"net": chain(3)}) == "\n".join(wanted)
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nasengine.evaluation import accuracy, evaluating, recalibrate
-from nasengine.task import Batch, count_correct
+from nasengine.evaluation import evaluating, recalibrate, score
+from nasengine.measure import ACCURACY, NEGATIVE_MSE
+from nasengine.task import Batch
 
 
 def batches(count: int = 3, size: int = 16) -> list[Batch]:
@@ -16,10 +17,15 @@ def batches(count: int = 3, size: int = 16) -> list[Batch]:
     ]
 
 
-def test_accuracy_counts_every_example_once() -> None:
+def test_a_score_counts_every_example_once() -> None:
     logits = torch.eye(4)
     parts = [Batch(logits[:3], torch.tensor([0, 1, 0])), Batch(logits[3:], torch.tensor([3]))]
-    assert accuracy(lambda x: x, parts, count_correct) == 0.75
+    assert score(lambda x: x, parts, ACCURACY) == 0.75
+
+
+def test_a_score_is_the_mean_over_examples_and_not_over_batches() -> None:
+    batches = [Batch(torch.zeros(3, 1), torch.ones(3, 1)), Batch(torch.zeros(1, 1), torch.full((1, 1), 3.0))]
+    assert score(lambda x: x, batches, NEGATIVE_MSE) == -(3 + 9) / 4
 
 
 def test_evaluating_puts_every_mode_back() -> None:

@@ -227,6 +227,17 @@ def test_hard_batch_norm_has_the_first_channels(
     assert fixed.num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("momentum", [None, 0.3])
+def test_statistics_of_a_slice_move_as_those_of_torch(momentum: float | None) -> None:
+    layer, plain = ElasticBatchNorm1d(IN).double(), nn.BatchNorm1d(3, momentum=momentum).double()
+    layer.norm.momentum = momentum
+    for seed in range(3):
+        x = numbers(6, 3, seed=seed) + seed
+        close(call(layer.train(), x, {"in": 1}), plain.train()(x))
+        close(call(layer.eval(), x, {"in": 1}), plain.eval()(x))
+    assert layer.norm.num_batches_tracked == 3
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_fixed_batch_norm_is_in_the_mode_of_the_layer(training: bool) -> None:
     assert ElasticBatchNorm2d(IN).train(training).fixed(Architecture({"in": "2"}), True).training is training

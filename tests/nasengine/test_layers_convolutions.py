@@ -156,6 +156,11 @@ def test_kernels_that_are_choices_are_odd() -> None:
             make(Size("taps", (3, 4)))
 
 
+def test_kernels_of_one_size_are_odd() -> None:
+    with pytest.raises(ArchitectureError, match=r"^Kernels must be odd, so that they keep the size.*but got 4\.$"):
+        ElasticConv2d(2, 2, 4)
+
+
 def test_kernels_have_no_gates() -> None:
     with pytest.raises(ArchitectureError, match="Choice 'taps' is between kernels, which have no gates"):
         call(ElasticConv1d(2, 2, TAPS), torch.ones(1, 2, 9), {"taps": Gates(torch.ones(7))})

@@ -169,6 +169,41 @@ def test_killed_while_it_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert recorder.events == [("started", 12)]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_while_it_finishes(tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    reached: list[int] = []
+
+    def finish(toy: Toy, run: Run) -> Mapping[str, Any]:
+        run.write_text("half", "of what is left")
+        os.kill(os.getpid(), number)
+        reached.append(1)
+        return {}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Toy, "finish", finish)
+        with pytest.raises(
+            InterruptedRun, match=rf"^Stopped by {number.name} after step 12 of 12, all is saved\.$"
+        ) as caught:
+            run(tmp_path / "stopped", Toy())
+    assert caught.value.__suppress_context__ and not reached
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert record(tmp_path / "stopped")["status"] == "interrupted" and "result" not in record(tmp_path / "stopped")
+    run(tmp_path / "whole", Toy())
+    run(tmp_path / "stopped", Toy())
+    assert record(tmp_path / "stopped")["result"]["first"] == record(tmp_path / "whole")["result"]["first"]
+    assert same(state(tmp_path / "stopped"), state(tmp_path / "whole"))
+
+
+def test_ctrl_c_that_a_job_raises_itself_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finish(toy: Toy, run: Run) -> Mapping[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Toy, "finish", finish)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, Toy())
+
+
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     def twice(toy: Toy) -> None:
         os.kill(os.getpid(), signal.SIGINT)

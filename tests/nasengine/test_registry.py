@@ -192,7 +192,7 @@ def test_settings_of_a_file_survive_the_record(tmp_path: Path) -> None:
         (None, "A plug-in file must exist, but .* does not"),
         ("1 +", "must be importable, but got SyntaxError: invalid syntax"),
         ("raise OSError('no\\nluck.')", r"must be importable, but got OSError: no luck\.$"),
-        ("Toy = 3", "The search space .* must be a subclass of Space, but is not"),
+        ("Toy = 3", "The search space .* must be a subclass of Space or of torch.nn.Module, but is not"),
         ("", "must be importable, but got AttributeError: module .* has no attribute 'Toy'"),
     ],
 )

@@ -94,7 +94,7 @@ def test_changes_and_skip_connections_are_told(small: str, tmp_path: Path, monke
     derived = iter(cells)
     from nasengine.algorithms.rarts import RARTS
 
-    monkeypatch.setattr(RARTS, "derive", lambda algorithm, state: next(derived))
+    monkeypatch.setattr(RARTS, "derive", lambda algorithm, state, budget: next(derived))
     observer = Notes()
     nasengine.search(space, task=small, settings=SEARCH, out=tmp_path / "run", observer=observer)
     assert [row["changed"] for row in observer.rows] == [0, 1]

@@ -12,7 +12,7 @@ import nasengine
 from nasengine.architecture import Architecture
 from nasengine.config import TrainSettings
 from nasengine.errors import ArchitectureError, DivergedError, RunError
-from nasengine.evaluation import accuracy, evaluating
+from nasengine.evaluation import evaluating, score
 from nasengine.loop import Observer
 from nasengine.operations import DropPath
 from nasengine.task import DataSettings, load_task
@@ -211,7 +211,7 @@ def test_shared_weights_are_saved(small: str, tmp_path: Path, monkeypatch: pytes
     mean, std = (moment.view(1, -1, 1, 1) for moment in task.normalisation)
     batch = nasengine.task.Batch((task.dataset.test_inputs.float() - mean) / std, task.dataset.test_targets)
     with evaluating(network):
-        assert accuracy(network, [batch], task.correct) == record(tmp_path / "run")["result"]["test_accuracy"]
+        assert score(network, [batch], task.measure) == record(tmp_path / "run")["result"]["test_accuracy"]
 
 
 def test_divergence(small: str, tmp_path: Path) -> None:

@@ -228,8 +228,8 @@ def test_graphs(tmp_path: Path) -> None:
     graphs = SPACE.graphs(architecture)
     assert text(graphs).split("\n\n") == [
         "input\n  resolution = 24 pixels",
-        "unit1\n  block1 = mb6 3x3\n  block2 = mb4 5x5(block1)",
-        "unit2\n  block1 = mb3 7x7 se\n  block2 = mb3 3x3 se(block1)\n  block3 = mb6 3x3 se(block2)",
+        "unit1\n  block1 = mb6 3x3\n  block2 = mb4 5x5",
+        "unit2\n  block1 = mb3 7x7 se\n  block2 = mb3 3x3 se\n  block3 = mb6 3x3 se",
     ]
     draw(graphs, tmp_path / "ofa.svg")
     assert "mb3 7x7 se" in (tmp_path / "ofa.svg").read_text()

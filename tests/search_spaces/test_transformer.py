@@ -346,7 +346,7 @@ def test_the_picture_is_a_chain_of_the_blocks_that_are_kept() -> None:
         "block2": "3 heads x 4, mlp 10",
     }
     assert list(graph.edges) == [("tokens", "block1"), ("block1", "block2")]
-    assert "block2 = 3 heads x 4, mlp 10(block1)" in text(SMALL.graphs(architecture))
+    assert "block2 = 3 heads x 4, mlp 10" in text(SMALL.graphs(architecture))
     one = SMALL.smallest(SMALL.choices(DIGITS))
     assert SMALL.graphs(one)["transformer"].nodes["block1"]["operation"] == "1 head x 1, mlp 5"
 

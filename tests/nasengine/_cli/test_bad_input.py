@@ -25,7 +25,7 @@ Refuse = Callable[..., str]
     ("arguments", "sentence"),
     [
         ("--space dart", "Unknown search space 'dart': did you mean 'darts' (known: darts"),
-        ("--algo rart", "Unknown algorithm 'rart': did you mean 'rarts' (known: darts, rarts"),
+        ("--algo rart", "Unknown algorithm 'rart': did you mean 'rarts' (known: darts, deps, rarts, slimming"),
         ("--data digit", "Unknown data scheme 'digit': did you mean 'digits' (known: cifar10, cifar100, digits, "),
         ("--set algo.bta=5", "Unknown setting 'algo.bta': did you mean 'algo.beta' (known: algo.alphas, algo.beta, "),
         (
@@ -52,7 +52,7 @@ Refuse = Callable[..., str]
         ("--set algo.beta=-1", "algo.beta must be at least 0, but got -1.0."),
         ("--set algo.sweep=none", "algo.sweep must be exact or stale, but got 'none'."),
         ("--set data.flip=perhaps", "data.flip must be true or false or none, but got 'perhaps'."),
-        ("--set algo.weights=3", "algo.weights is a group of settings; set one of algo.weights.lr, "),
+        ("--set algo.weights=3", "algo.weights is a group of settings; set one of algo.weights.optimizer, algo.weights.lr, "),
         ("--set space.channels=3", "space.channels must be an even number, but got 3."),
         ("--set nonsense", "A setting must be group.name=value such as space.x=1, but got 'nonsense'."),
         ("--set data.crop=8", "data.crop must be smaller than the images' 8 pixels, not 8."),

@@ -18,14 +18,14 @@ PAGES = {
         "Usage: nasengine search [OPTIONS]",
         "Search an architecture for your data.",
         search.EPILOG,
-        "--space --algo --data --epochs --batch-size --batch_size --train-portion --seed --device --set --config --out "
-        "--resume --dry-run --help",
+        "--space --algo --data --epochs --batch-size --batch_size --train-portion --benchmark --max-params --max-flops "
+        "--seed --device --set --config --out --resume --dry-run --help",
     ),
     "train": (
         "Usage: nasengine train [OPTIONS] [RUN]",
         "Train the found network from scratch, and test it once.",
         train.EPILOG,
-        "--genotype --architecture --space --data --epochs --batch-size --batch_size --seed --device --set --config "
+        "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set --config "
         "--out --resume --dry-run --help",
     ),
     "show": (

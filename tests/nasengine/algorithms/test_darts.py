@@ -80,7 +80,7 @@ def test_step_reports_losses_before_the_update() -> None:
     state = algorithm.init(model.supernet, generator(0), 1)
     place(state.alphas, 2.0)
     info = algorithm.step(state, model.train, model.valid)
-    assert float(info.valid_loss) == 2.0 * -2.0 - 2 * 2.0 + 1
+    assert info.valid_loss is not None and float(info.valid_loss) == 2.0 * -2.0 - 2 * 2.0 + 1
     assert float(info.train_loss) == pytest.approx((-2.0 - 2.04) ** 2)
     assert state.step == 1
 

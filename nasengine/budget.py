@@ -1,0 +1,328 @@
+"""What architectures cost, exactly and in expectation, and the limits that a search must keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import le
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nasengine.architecture import Architecture, Choice
+from nasengine.elastic import ElasticDepth, ElasticLayer, ElasticResolution, Product, Size, largest
+from nasengine.errors import ArchitectureError, LimitError
+from nasengine.space import Space
+from nasengine.supernet import Decision, Gates, MixedOp, Mixture, Supernet, choices_of
+from nasengine.task import Shapes
+from nasengine.work import OwnWork, Path
+
+Number = Tensor | float
+Vectors = dict[str, tuple[int, ...]]
+"""Per label one value per option."""
+
+_SHARES = tuple(share / 10 for share in range(11))
+"""Weights of one of two costs in their sum, as starts of a descent."""
+
+
+class Cost(NamedTuple):
+    """Weights of a network, and multiply-adds of its convolutions and matrix products for one input."""
+
+    parameters: int
+    multiply_adds: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most parameters and multiply-adds a derived network may have; None for no limit."""
+
+    parameters: int | None = None
+    multiply_adds: int | None = None
+
+    def __bool__(self) -> bool:
+        return self.parameters is not None or self.multiply_adds is not None
+
+    def excess(self, cost: Sequence[Number]) -> Number:
+        """Sum over the limits of the share by which a cost is above it; 0 if it keeps all."""
+        over = [c / limit - 1 for c, limit in zip(cost, (self.parameters, self.multiply_adds), strict=True) if limit]
+        return sum((torch.relu(o) if isinstance(o, Tensor) else max(o, 0.0) for o in over), start=0.0)
+
+
+class _Polynomial:
+    """A sum of coefficients times products over labels: the expectation of a cost over independent choices."""
+
+    def __init__(self) -> None:
+        self.terms: dict[tuple[tuple[str, tuple[int, ...]], ...], float] = {}
+
+    def add(self, coefficient: float, vectors: Vectors) -> None:
+        if coefficient:
+            key = tuple(sorted(vectors.items()))
+            self.terms[key] = self.terms.get(key, 0.0) + coefficient
+
+    def at(self, places: Mapping[str, int]) -> float:
+        """The value where every choice takes the option at its place."""
+        return math.fsum(
+            coefficient * math.prod(values[places[label]] for label, values in key)
+            for key, coefficient in self.terms.items()
+        )
+
+    def expected(self, shares: Mapping[str, Tensor | int]) -> Number:
+        """The mean over options drawn by their shares, shape (options,), or taken at a place."""
+        means: dict[tuple[str, tuple[int, ...]], Number] = {}
+        total: Number = 0.0
+        for key, coefficient in self.terms.items():
+            term: Number = coefficient
+            for factor in key:
+                if factor not in means:
+                    means[factor] = _mean(factor[1], shares[factor[0]])
+                term = term * means[factor]
+            total = total + term
+        return total
+
+
+def _mean(values: tuple[int, ...], shares: Tensor | int) -> Number:
+    return float(values[shares]) if isinstance(shares, int) else shares @ shares.new_tensor(values)
+
+
+class CostModel:
+    """Costs of all architectures of a space, from one pass on the meta device.
+
+    A layer's cost is a product of its sizes; the choices are independent under a mixture, so that the expected cost is
+    a polynomial in the weights of the options, differentiable, and exact where all is decided. Weights in several
+    places count once if one place always runs when the others do, else for each.
+
+    Raises:
+        ArchitectureError: a choice is of a kind whose costs are not known.
+    """
+
+    def __init__(self, space: Space, shapes: Shapes) -> None:
+        self.space, self.shapes = space, shapes
+        with torch.device("meta"):
+            network = space.blueprint(shapes).eval().requires_grad_(False)
+        _check_kinds(network)
+        self.choices = choices_of(network)
+        self._parameters, self._multiply_adds = _Polynomial(), _Polynomial()
+        self._add_parameters(network)
+        self._add_work(*self._works(network))
+
+    def of(self, architecture: Architecture) -> Cost:
+        """The cost of the derived network of an architecture."""
+        places = {label: choice.options.index(architecture[label]) for label, choice in self.choices.items()}
+        return Cost(round(self._parameters.at(places)), round(self._multiply_adds.at(places)))
+
+    def expected(self, mixture: Mixture) -> tuple[Number, Number]:
+        """Expected parameters and multiply-adds under a mixture, differentiable in it; gated sizes count fully."""
+        shares = {label: _shares(mixture[label], choice) for label, choice in self.choices.items()}
+        return self._parameters.expected(shares), self._multiply_adds.expected(shares)
+
+    def excess(self, architecture: Architecture, limits: Limits) -> float:
+        """`Limits.excess` of an architecture."""
+        return float(limits.excess(self.of(architecture)))
+
+    def nearest(self, limits: Limits) -> Architecture:
+        """The architecture that is least above the limits, found by changing one choice at a time.
+
+        Where one architecture is the smallest in all costs, as in spaces of sizes, it is found if any keeps the limits.
+        Where two limits pull two ways, descent on their sums by several weights may miss one that barely keeps both.
+
+        Raises:
+            LimitError: it is above them; the message has the nearest feasible value.
+        """
+
+        def excess(cost: Cost) -> float:
+            return float(limits.excess(cost))
+
+        smallest = self.space.smallest(self.choices)
+        best = self._least(excess, smallest)
+        most = limits.parameters or 1, limits.multiply_adds or 1
+        for share in _SHARES if limits.parameters and limits.multiply_adds else ():
+            if self.excess(best, limits) > 0:
+                weights = share / most[0], (1 - share) / most[1]
+                start = self._least(lambda cost, w=weights: w[0] * cost[0] + w[1] * cost[1], smallest)  # type: ignore[misc]
+                best = min(best, self._least(excess, start), key=lambda a: self.excess(a, limits))
+        if self.excess(best, limits) > 0:
+            raise LimitError(self._impossible(best, limits))
+        return best
+
+    def _least(self, key: Callable[[Cost], float], start: Architecture) -> Architecture:
+        """What descent on a key, then on the costs, ends at; at once where the key is 0."""
+
+        def rank(architecture: Architecture) -> tuple[float, ...]:
+            cost = self.of(architecture)
+            return key(cost), *cost
+
+        best, least = start, rank(start)
+        while least[0] > 0:
+            moves = {a: rank(a) for a in self.space.neighbours(self.choices, best)}
+            better = min(moves, key=lambda a: moves[a], default=best)
+            if moves.get(better, least) >= least:
+                break
+            best, least = better, moves[better]
+        return best
+
+    def _impossible(self, best: Architecture, limits: Limits) -> str:
+        for place, option in enumerate(("--max-params", "--max-flops")):
+            limit = (limits.parameters, limits.multiply_adds)[place]
+            alone = self._least(lambda cost, i=place: cost[i], best) if limit else best  # type: ignore[misc]
+            least = self.of(alone)[place]
+            if limit and least > limit:
+                what = Cost._fields[place].replace("_", "-")
+                return (
+                    f"The limit must leave an architecture of space {self.space.name!r}, but {option} {limit:,} is "
+                    f"below the {least:,} {what} of its smallest network; give {least} or more."
+                )
+        cost = self.of(best)
+        return (
+            f"The limits must leave an architecture of space {self.space.name!r}, but none was found that keeps both; "
+            f"the nearest one has {cost.parameters:,} parameters and {cost.multiply_adds:,} multiply-adds: raise a "
+            "limit to that."
+        )
+
+    def _add_parameters(self, network: nn.Module) -> None:
+        head = getattr(network, "auxiliary", None)  # `cost.parameters` leaves it out as well
+        without = set(head.parameters()) if isinstance(head, nn.Module) else set()
+        for owner, unders in _owners(network).items():
+            for under in _widest(unders) if owner not in without else ():
+                for number, vectors in _products(owner):
+                    self._parameters.add(float(number), _times(under, vectors))
+
+    def _add_work(self, label: str, works: Sequence[Mapping[Path, int]]) -> None:
+        """Adds what modules do at the largest sizes; of several works one for every option of a choice."""
+        for path in dict.fromkeys(path for work in works for path in work):
+            if isinstance(path[-1], (MixedOp, ElasticDepth)):
+                continue  # what mixes is not in the derived network
+            work = tuple(work.get(path, 0) for work in works)
+            under, layer, share = _place(path)
+            pixels: Vectors = {label: work} if label else {}
+            constant = 1 if label else work[0]
+            products, most = layer or _Work([(1, {})], 1)
+            for number, vectors in products:
+                self._multiply_adds.add(share * constant * number / most, _times(_times(under, vectors), pixels))
+
+    def _works(self, network: nn.Module) -> tuple[str, list[dict[Path, int]]]:
+        """The work of a network, for every option of the resolution if it has a choice of it."""
+        resolutions = [module for module in network.modules() if isinstance(module, ElasticResolution)]
+        if not resolutions:
+            return "", [self._measured(network, {})]
+        size = resolutions[0].size
+        return size.label, [self._measured(network, {size.label: option}) for option in range(len(size.values))]
+
+    def _measured(self, network: nn.Module, resolution: dict[str, int]) -> dict[Path, int]:
+        mixture: dict[str, Tensor | Gates | int] = {}
+        for module in network.modules():
+            if isinstance(module, (MixedOp, ElasticDepth)):
+                mixture |= {c.label: torch.ones(len(c.options), device="meta") for c in module.choices}
+            elif isinstance(module, ElasticLayer):
+                mixture |= {c.label: len(c.options) - 1 for c in module.choices}
+        supernet = Supernet(self.space, network, lambda outputs, _: outputs.sum(), share=False)
+        inputs = self.shapes.zeros(1).to("meta")
+        with OwnWork(network) as own, torch.no_grad(), torch.device("meta"):
+            supernet(inputs, {**mixture, **resolution})
+        return own.work()
+
+
+def _check_kinds(network: nn.Module) -> None:
+    """Raises ArchitectureError unless it is known what all choices do to the cost."""
+    decisions = [module for module in network.modules() if isinstance(module, Decision)]
+    known = (MixedOp, ElasticDepth, ElasticLayer, ElasticResolution)
+    strange = [module for module in decisions if not isinstance(module, known)]
+    strange += [module for module in decisions if isinstance(module, ElasticResolution)][1:]
+    if strange:
+        raise ArchitectureError(
+            "Limits on cost need choices between operations, sizes and depths and at most one of a resolution, but "
+            f"{strange[0].choices[0].label!r} is another one, of a {type(strange[0]).__name__}; leave out the limits."
+        )
+
+
+def _owners(network: nn.Module) -> dict[nn.Parameter | ElasticLayer, list[Vectors]]:
+    """Weights and layers with sizes, whose weights are products, and where they are."""
+    found: dict[nn.Parameter | ElasticLayer, list[Vectors]] = {}
+
+    def visit(module: nn.Module, under: Vectors, within: bool) -> None:
+        within = within or isinstance(module, ElasticLayer)
+        owners = [module] if isinstance(module, ElasticLayer) else [] if within else module.parameters(recurse=False)
+        for owner in owners:
+            found.setdefault(owner, []).append(under)
+        for child, more in _children(module):
+            visit(child, _times(under, more), within and not more)
+
+    visit(network, {}, False)
+    return found
+
+
+def _place(path: Path) -> tuple[Vectors, _Work | None, float]:
+    """Where the module at the end of a path runs, the layer with sizes that it is part of, the share of each branch."""
+    under: Vectors = {}
+    layer, share = None, 1.0
+    for module, inner in zip(path, (*path[1:], None), strict=True):
+        layer = _Work.of(module.work) if isinstance(module, ElasticLayer) else layer
+        branches = [more for child, more in _children(module) if child is inner and more]
+        if branches:
+            (label,) = branches[0]
+            columns = zip(*(more[label] for more in branches), strict=True)
+            under, layer, share = _times(under, {label: tuple(map(sum, columns))}), None, share / len(branches)
+    return under, layer, share
+
+
+def _children(module: nn.Module) -> Iterator[tuple[nn.Module, Vectors]]:
+    """The children, and of those that a choice is between what decides whether they run."""
+    if isinstance(module, MixedOp):
+        count = len(module.options)
+        for place, option in enumerate(module.options):
+            yield option, {module.choice.label: tuple(int(place == i) for i in range(count))}
+    elif isinstance(module, ElasticDepth):
+        for place, child in enumerate(module.layers):
+            yield child, {module.size.label: tuple(int(place < depth) for depth in module.size.values)}
+    else:
+        yield from ((child, {}) for child in module.children())
+
+
+class _Work(NamedTuple):
+    """What a layer's multiply-adds are proportional to, and its value at the largest sizes."""
+
+    products: list[tuple[int, Vectors]]
+    most: int
+
+    @classmethod
+    def of(cls, work: Sequence[Product]) -> _Work:
+        return cls([_vectors(product) for product in work], sum(math.prod(map(largest, product)) for product in work))
+
+
+def _shares(weights: Tensor | Gates | int, choice: Choice) -> Tensor | int:
+    return len(choice.options) - 1 if isinstance(weights, Gates) else weights
+
+
+def _widest(unders: Sequence[Vectors]) -> list[Vectors]:
+    """Of places of one thing, those that are not inside another one: there it is already."""
+
+    def inside(one: Vectors, other: Vectors) -> bool:
+        return all(label in one and all(map(le, one[label], kept)) for label, kept in other.items())
+
+    found: list[Vectors] = []
+    for under in unders:
+        if not any(inside(under, other) for other in found):
+            found = [*(other for other in found if not inside(other, under)), under]
+    return found
+
+
+def _products(owner: nn.Parameter | ElasticLayer) -> list[tuple[int, Vectors]]:
+    """Products whose sum is a number of weights."""
+    return [(owner.numel(), {})] if isinstance(owner, nn.Parameter) else [*map(_vectors, owner.weights)]
+
+
+def _vectors(product: Product) -> tuple[int, Vectors]:
+    """A product of numbers and sizes: the number, and the values per option."""
+    vectors: Vectors = {}
+    for factor in product:
+        if isinstance(factor, Size):
+            vectors = _times(vectors, {factor.label: factor.values})
+    return math.prod(factor for factor in product if isinstance(factor, int)), vectors
+
+
+def _times(one: Vectors, other: Vectors) -> Vectors:
+    both = {
+        label: tuple(a * b for a, b in zip(one[label], other[label], strict=True)) for label in one if label in other
+    }
+    return {**one, **other, **both}

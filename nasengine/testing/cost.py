@@ -1,0 +1,32 @@
+"""The law of costs: what a space's cost model says is what the derived networks cost."""
+
+from __future__ import annotations
+
+import torch
+
+from nasengine import cost
+from nasengine.budget import Cost, CostModel
+from nasengine.space import Space
+from nasengine.task import Shapes
+from nasengine.testing._parts import require, samples
+
+
+def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
+    """Modelled costs are exactly those of the networks that `final().build` makes, and expected ones where decided."""
+    model, choices = CostModel(space, shapes), space.choices(shapes)
+    require(model.choices == choices, "the blueprint must have the choices of the space")
+    for architecture in {space.smallest(choices), space.largest(choices), *samples(space, shapes, count)}:
+        with torch.device("meta"):
+            network = space.final().build(architecture, shapes)
+        found = Cost(cost.parameters(network), cost.multiply_adds(lambda n=network: n, shapes))  # type: ignore[misc]
+        said = model.of(architecture)
+        require(said == found, f"a network must cost what the model says, {_told(said)}, but it costs {_told(found)}")
+        places = {label: choice.options.index(architecture[label]) for label, choice in choices.items()}
+        one_hot = {label: torch.eye(len(choices[label].options)).double()[place] for label, place in places.items()}
+        for mixture in (places, one_hot):
+            expected = Cost(*(round(float(number)) for number in model.expected(mixture)))
+            require(expected == said, "the expected cost must be exact where all is decided")
+
+
+def _told(found: Cost) -> str:
+    return f"{found.parameters:,} parameters and {found.multiply_adds:,} multiply-adds"

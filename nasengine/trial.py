@@ -1,0 +1,184 @@
+"""Trial runs before a search: what does not fit is told by the choice to blame, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nasengine.architecture import Choice
+from nasengine.cost import multiply_adds
+from nasengine.errors import ArchitectureError, NasengineError, reason
+from nasengine.space import Space
+from nasengine.supernet import Mixture, Supernet
+from nasengine.task import Shapes
+
+_BATCH = 2
+_LEVELS = 6  # steps from all smallest to all largest sizes
+
+
+def check_network(space: Space, shapes: Shapes, device: torch.device | None = None) -> None:
+    """Runs a network of a space on two inputs of zeros, which together cost about a step of a search.
+
+    It runs with all options at once, with a few architectures that have every operation, and without its choices.
+
+    Raises:
+        ArchitectureError: there is nothing to choose, the network fails, or its outputs are not (batch, outputs).
+    """
+    supernet = space.supernet(shapes, lambda outputs, _: outputs.sum())
+    if not supernet.choices:
+        raise ArchitectureError(
+            f"There must be something to search, but the network of {space.name!r} has no choices; put a Size, an "
+            "ElasticDepth or a MixedOp into modules that it registers, and no Python lists."
+        )
+    trials = _Trials(supernet.eval(), shapes, device or torch.device("cpu"))
+    together = trials.failure(trials.even())
+    if together is not None and together.mended:
+        raise ArchitectureError(together.sentence())
+    failures = [(level, trials.failure(level)) for level in _levels(supernet.choices)]
+    if any(failure is not None for _, failure in failures):
+        raise ArchitectureError(_blamed(trials, failures))
+    if together is not None:
+        raise ArchitectureError(together.sentence(f"The network of {space.name!r} must run on weighted options"))
+    _check_alone(space, shapes, supernet.choices)
+
+
+class _Failure(NamedTuple):
+    """What went wrong: in which module, and why, as parts of a sentence."""
+
+    where: str
+    why: str
+    mended: bool  # whether `why` is a sentence that says what to do
+
+    def sentence(self, must: str = "", at: str = "", advice: str = "") -> str:
+        """One sentence; `at` says with which option."""
+        place = ", ".join(part for part in (self.where, at) if part)
+        if self.mended:
+            return f"{self.why}{place and f' ({place})'}."
+        return f"{must}, but fails{place and f' ({place})'}: {self.why}{advice and f'; {advice}'}."
+
+
+class _Trials:
+    """Runs of one supernet that may fail."""
+
+    def __init__(self, supernet: Supernet, shapes: Shapes, device: torch.device) -> None:
+        self.supernet, self.shapes = supernet.to(device), shapes
+        self.inputs = shapes.zeros(_BATCH).to(device)
+        self._running: list[str] = []
+        for name, module in supernet.network.named_modules():
+            told = f"in {name!r}, {type(module).__name__}" if name else ""
+            module.register_forward_pre_hook(lambda *_, told=told: self._running.append(told))
+            module.register_forward_hook(lambda *_: self._left())
+
+    def even(self) -> Mixture:
+        """All options of all choices with equal weights."""
+        counts = {label: len(choice.options) for label, choice in self.supernet.choices.items()}
+        return {label: torch.full((count,), 1 / count, device=self.inputs.device) for label, count in counts.items()}
+
+    def failure(self, mixture: Mixture) -> _Failure | None:
+        """How a call under a mixture fails, if it does."""
+        self._running.clear()
+        try:
+            with torch.no_grad():
+                outputs = self.supernet(self.inputs, mixture)
+        except NasengineError as error:
+            return _Failure(self._innermost(), str(error).rstrip("."), True)
+        except Exception as error:
+            return _Failure(self._innermost(), reason(error), False)
+        wrong = _wrong_outputs(outputs, self.shapes)
+        return _Failure("", wrong, True) if wrong else None
+
+    def _left(self) -> None:
+        self._running.pop()
+
+    def _innermost(self) -> str:
+        return self._running[-1] if self._running else ""
+
+
+def _levels(choices: Mapping[str, Choice]) -> list[dict[str, int]]:
+    """Places of the options of every choice: all operations are met, sizes rise in a few steps to the largest."""
+    counts = [len(choice.options) for choice in choices.values() if not choice.ordinal]
+    sizes = [min(len(choice.options), _LEVELS) for choice in choices.values() if choice.ordinal]
+    steps = max(*counts, *sizes, 2, 2) - 1
+
+    def place(choice: Choice, level: int) -> int:
+        last = len(choice.options) - 1
+        return round(level * last / steps) if choice.ordinal else min(level, last)
+
+    return [{label: place(choice, level) for label, choice in choices.items()} for level in range(steps + 1)]
+
+
+def _blamed(trials: _Trials, failures: list[tuple[dict[str, int], _Failure | None]]) -> str:
+    """The sentence about the choice that is found by changing one at a time."""
+    bad, first = next((level, failure) for level, failure in reversed(failures) if failure is not None)
+    good = [level for level, failure in failures if failure is None]
+    if good:
+        label, failure = _difference(trials, good[-1], bad, first)
+        return _told(trials, label, bad[label], failure)
+    suspects = set(_suspects(trials, bad, first))
+    if len(suspects) == 1:
+        label = suspects.pop()
+        return _told(trials, label, bad[label], first)
+    return first.sentence(f"The network of {_name(trials)} must run on inputs of shape {trials.shapes.input}")
+
+
+def _difference(trials: _Trials, good: dict[str, int], bad: dict[str, int], last: _Failure) -> tuple[str, _Failure]:
+    """The choice whose change alone makes the network fail; of several that do so together the last one."""
+    changed = [label for label in good if good[label] != bad[label]]
+    for label in changed:
+        failure = trials.failure({**good, label: bad[label]})
+        if failure is not None:
+            return label, failure
+    for label in changed:
+        good = {**good, label: bad[label]}
+        failure = trials.failure(good)
+        if failure is not None:
+            return label, failure
+    return changed[-1], last
+
+
+def _suspects(trials: _Trials, bad: dict[str, int], first: _Failure) -> Iterator[str]:
+    """The choices that change how the network fails, if not whether."""
+    for label, choice in trials.supernet.choices.items():
+        last = len(choice.options) - 1
+        if any(trials.failure({**bad, label: place}) != first for place in {0, last // 2, last} - {bad[label]}):
+            yield label
+
+
+def _told(trials: _Trials, label: str, place: int, failure: _Failure) -> str:
+    choice = trials.supernet.choices[label]
+    must = f"The network of {_name(trials)} must run whatever choice {label!r} decides"
+    sized = "take an elastic layer of that size, or leave the option out"
+    advice = sized if choice.ordinal else "let all options give one shape"
+    return failure.sentence(must, f"with {label}={choice.options[place]}", advice)
+
+
+def _name(trials: _Trials) -> str:
+    return repr(trials.supernet.space.name)
+
+
+def _check_alone(space: Space, shapes: Shapes, choices: Mapping[str, Choice]) -> None:
+    """Counts the smallest architecture, as it will be when the search has ended."""
+    smallest = space.smallest(choices)
+    try:
+        multiply_adds(lambda: space.build(smallest, shapes), shapes)
+    except NasengineError:
+        raise
+    except Exception as error:
+        raise ArchitectureError(
+            f"The network of {space.name!r} must run without its choices on the meta device, where its cost is "
+            f"counted, but fails: {reason(error)}; let it only call the modules that hold choices, and make tensors on "
+            "the device of its inputs."
+        ) from error
+
+
+def _wrong_outputs(outputs: object, shapes: Shapes) -> str:
+    if isinstance(outputs, Tensor) and outputs.shape == (_BATCH, shapes.outputs):
+        return ""
+    came = f"{tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+    return (
+        f"The outputs of a network must have the shape (batch, {shapes.outputs}), but for a batch of {_BATCH} it gave "
+        f"{came}; end it with a layer of shapes.outputs numbers"
+    )
