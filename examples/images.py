@@ -1,9 +1,10 @@
-"""A small CNN for images, whose widths, kernels, depth and pooling are searched.
+"""A small CNN for images, whose width, kernels, depth and pooling are searched.
 
-    nasengine search --space examples/images.py:SmallCNN --data digits --epochs 5 --algo rarts --set algo.alphas.lr=0.05
+    nasengine search --space examples/images.py:SmallCNN --data digits --epochs 5 --set algo.alphas.lr=0.05
     nasengine train results/digits/SmallCNN/rarts/seed-0 --epochs 20 --set train.lr=0.1
 
-`--algo darts` is called alike, `--algo deps` and `--algo slimming` without `--set`; `--data` takes any images.
+The algorithm is rarts; `--algo darts` is called alike, `--algo deps` and `--algo slimming` without `--set`. `--data`
+takes any images.
 """
 
 from __future__ import annotations

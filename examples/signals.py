@@ -1,7 +1,10 @@
-"""Signals of one channel, made here, and a 1-D CNN that tells their shape: widths and kernels are searched.
+r"""Signals of one channel, made here, and a 1-D CNN that tells their shape: widths and kernels are searched.
 
-nasengine search --space examples/signals.py:SignalNet --data examples/signals.py:signals --algo rarts --epochs 10
-nasengine train results/signals/SignalNet/rarts/seed-0 --epochs 10
+    nasengine search --space examples/signals.py:SignalNet --data examples/signals.py:signals --epochs 8 \
+        --set algo.alphas.lr=0.05
+    nasengine train results/signals/SignalNet/rarts/seed-0 --epochs 20 --set train.lr=0.1
+
+The algorithm is rarts; `--algo darts` is called alike, `--algo deps` and `--algo slimming` without `--set`.
 """
 
 from __future__ import annotations
@@ -37,10 +40,9 @@ def signals(length: int = 64, noise: float = 0.4) -> Dataset:
 class SignalNet(nn.Module):
     """Two convolutions of their own widths and kernels, an activation, the mean over time."""
 
-    def __init__(
-        self, shapes: Shapes, widths: tuple[int, ...] = (4, 8, 16), kernels: tuple[int, ...] = (3, 7, 11)
-    ) -> None:
+    def __init__(self, shapes: Shapes, widths: tuple[int, ...] = (4, 8, 16)) -> None:
         super().__init__()
+        kernels = (3, 7, 11)
         first, second = Size("first", widths), Size("second", widths)
         self.layers = nn.Sequential(
             ElasticConv1d(shapes.input[0], first, Size("first/kernel", kernels)),

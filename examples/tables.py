@@ -1,9 +1,11 @@
-"""A multilayer perceptron for tables, whose widths, depth and activations are searched.
+r"""A multilayer perceptron for tables, whose width, depth and activations are searched.
 
-    nasengine search --space examples/tables.py:MLP --data sklearn:wine --algo rarts --epochs 30 --batch-size 16
-    nasengine train results/wine/MLP/rarts/seed-0 --epochs 30 --batch-size 16
+    nasengine search --space examples/tables.py:MLP --data sklearn:wine --epochs 30 --batch-size 16 \
+        --set algo.alphas.lr=0.05
+    nasengine train results/wine/MLP/rarts/seed-0 --epochs 50 --batch-size 16 --set train.lr=0.1
 
-`sklearn:breast_cancer` are two classes, `sklearn:diabetes` is a regression: the same file searches for it.
+The algorithm is rarts; `--algo darts` is called alike, `--algo deps` and `--algo slimming` without `--set`.
+`--data sklearn:breast_cancer` has two classes; `--data sklearn:diabetes` is a regression: one number comes out.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Run:
         try:
             record = read_record(path)  # anew: until the lock was ours another process may have gone on
             if _asks_anew(record, config):
-                record |= {"status": "interrupted", "config": dict(config)}
+                record |= {"status": "interrupted", "config": json.loads(json.dumps(dict(config)))}
                 record.pop("result", None)
             _check_resumable(path, record, verb)
             _check_same(path, record, config, facts)

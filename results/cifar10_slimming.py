@@ -44,7 +44,7 @@ DATA = DataSettings(train_size=10000, image_size=16, train_portion=0.9)
 EPOCHS, TUNE = 30, 5
 SEARCH = Slimming(
     weights=WeightSettings(optimizer="adamw", lr=2e-3, lr_min=0.0, weight_decay=0.05),
-    gates=GateSettings(lr=0.02, sparsity=Sparsity(by="subgradient", penalty=Penalty(kind="l1", weight=2e-3))),
+    gates=GateSettings(sparsity=Sparsity(penalty=Penalty(weight=3e-3))),
 )
 FINE_TUNE = TrainSettings(
     epochs=TUNE, batch_size=64, optimizer="adamw", lr=5e-4, weight_decay=0.05, inherit=True, device="cpu"

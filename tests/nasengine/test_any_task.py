@@ -145,7 +145,9 @@ def test_a_network_with_the_wrong_number_of_outputs(tmp_path: Path) -> None:
             layer = MixedOp("layer/0", {"linear": nn.Linear(3, 1), "other": nn.Linear(3, 1)})
             return nn.Sequential(nn.Identity(), layer)
 
-    with pytest.raises(ArchitectureError, match=r"must have the shape \(batch, 2\), but for a batch of 2 it gave \(2, 1\)"):
+    with pytest.raises(
+        ArchitectureError, match=r"must have the shape \(batch, 2\), but for a batch of 2 it gave \(2, 1\)"
+    ):
         nasengine.search(One(), "darts", Task(dataset=regression_dataset()), settings=SEARCH, out=tmp_path / "run")
 
 

@@ -2,28 +2,33 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from nasengine.algorithm import Algorithm, AlphaSettings
+from nasengine.algorithms.darts import DARTS as DARTSearch
+from nasengine.algorithms.rarts import RARTS
 from nasengine.architecture import Architecture, Choice
 from nasengine.budget import Cost, CostModel, Limits
 from nasengine.cost import parameters
 from nasengine.elastic import ElasticDepth, ElasticResolution, Size
-from nasengine.errors import LimitError
+from nasengine.errors import ArchitectureError, LimitError
 from nasengine.layers import ElasticLinear
 from nasengine.seeding import generator
 from nasengine.space import Space
-from nasengine.supernet import Gates, MixedOp, Mixture, fix
+from nasengine.supernet import Decision, Gates, MixedOp, Mixture, fix
 from nasengine.task import Shapes
-from nasengine.testing import SizedSpace, check_cost
+from nasengine.testing import SizedSpace, Solvable, check_cost, run_steps, sized, smooth
 from search_spaces.darts import DARTS
 
 SHAPES = Shapes((4,), 3)
 SIZED, SIGNALS = SizedSpace(), Shapes((2, 5), 3)
+FAST = AlphaSettings(lr=0.1)
 
 
 def every(choices: Mapping[str, Choice]) -> Iterator[Architecture]:
@@ -285,3 +290,68 @@ def test_a_limit_that_nothing_keeps() -> None:
         model.nearest(Limits(None, 1000))
     least = int(str(caught.value).split()[-3])
     assert model.of(model.nearest(Limits(None, least))).multiply_adds == least
+
+
+# The price of cost in a search
+
+
+def excesses(algorithm: Algorithm[Any], model: Solvable, shapes: Shapes, weight: float) -> list[float]:
+    """By which share the expected cost is above a limit before, during and after a search with a price on it."""
+    costs = CostModel(model.supernet.space, shapes)
+    sizes = [cost.parameters for cost in few(costs)]
+    limits = Limits(min(sizes) + (max(sizes) - min(sizes)) // 10)
+    model.supernet.price = lambda mixture: weight * limits.excess(costs.expected(mixture))
+    state = algorithm.init(model.supernet, generator(0), 60)
+    found = []
+    for steps in (0, 10, 50):
+        run_steps(algorithm, state, model, steps)
+        found.append(float(limits.excess(costs.expected(algorithm.mixture(state)))))
+    return found
+
+
+@pytest.mark.parametrize(("toy", "shapes"), [(smooth, SHAPES), (sized, SIGNALS)])
+@pytest.mark.parametrize("algorithm", [DARTSearch(alphas=FAST), RARTS(alphas=FAST)], ids=["darts", "rarts"])
+def test_the_expected_cost_falls_to_the_limit(
+    toy: Callable[[], Solvable], shapes: Shapes, algorithm: Algorithm[Any]
+) -> None:
+    free, priced = (excesses(algorithm, toy(), shapes, weight) for weight in (0.0, 10.0))
+    assert free[0] == priced[0] > 0.2
+    assert priced[1] < 0.8 * free[1] and priced[2] < 0.01
+
+
+# What has no known cost
+
+
+class Doubling(Decision):
+    """A choice of a kind of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices = (Choice("times", ("1", "2")),)
+
+    def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
+        return nn.Identity()
+
+
+def resolutions() -> nn.Module:
+    return nn.Sequential(*(ElasticResolution(f"pixels{place}", (4, 8), nn.Identity()) for place in range(2)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strange(Space):
+    make: Callable[[], nn.Module]
+
+    def network(self, shapes: Shapes) -> nn.Module:
+        return self.make()
+
+
+@pytest.mark.parametrize(
+    ("make", "label", "kind"), [(Doubling, "times", "Doubling"), (resolutions, "pixels1", "ElasticResolution")]
+)
+def test_choices_of_a_kind_without_known_costs(make: Callable[[], nn.Module], label: str, kind: str) -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        CostModel(Strange(make=make), SHAPES)
+    assert str(caught.value) == (
+        "Limits on cost need choices between operations, sizes and depths and at most one of a resolution, but "
+        f"{label!r} is another one, of a {kind}; leave out the limits."
+    )

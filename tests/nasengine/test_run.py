@@ -188,6 +188,29 @@ def test_resume_of_a_run_that_has_ended(path: Path, status: str) -> None:
         resume(path)
 
 
+def limited(**others: int) -> dict[str, Any]:
+    return {**CONFIG, "search": {"epochs": 3, "seed": 0, "max_flops": 7, **others}}
+
+
+def test_a_finished_search_can_answer_anew_under_other_limits(path: Path) -> None:
+    with resume(path) as run:
+        run.update({"status": "finished", "result": {"accuracy": 0.5}})
+    before = contents(path)
+    with resume(path, config=limited()) as run:
+        assert run.record["status"] == "interrupted" and "result" not in run.record
+        assert run.record["config"]["search"] == limited()["search"]
+        assert contents(path) == before  # nothing is written before it begins
+    with pytest.raises(RunError, match="is finished: nothing is left to go on with"):
+        resume(path, config=limited(epochs=4))
+    with pytest.raises(RunError, match="must go on with its own data"):
+        resume(path, config=limited(), facts={**FACTS, "fingerprint": "3"})
+
+
+def test_an_unfinished_search_keeps_its_limits(path: Path) -> None:
+    with pytest.raises(RunError, match=r"own configuration, but search\.max_flops is None in .* and 7 is asked for"):
+        resume(path, config=limited())
+
+
 def test_resume_sees_what_another_process_did_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import nasengine.run as module
 

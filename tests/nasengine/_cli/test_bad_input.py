@@ -52,7 +52,7 @@ Refuse = Callable[..., str]
         ("--set algo.beta=-1", "algo.beta must be at least 0, but got -1.0."),
         ("--set algo.sweep=none", "algo.sweep must be exact or stale, but got 'none'."),
         ("--set data.flip=perhaps", "data.flip must be true or false or none, but got 'perhaps'."),
-        ("--set algo.weights=3", "algo.weights is a group of settings; set one of algo.weights.optimizer, algo.weights.lr, "),
+        ("--set algo.weights=3", "algo.weights is a group of settings; set one of algo.weights.optimizer, "),
         ("--set space.channels=3", "space.channels must be an even number, but got 3."),
         ("--set nonsense", "A setting must be group.name=value such as space.x=1, but got 'nonsense'."),
         ("--set data.crop=8", "data.crop must be smaller than the images' 8 pixels, not 8."),

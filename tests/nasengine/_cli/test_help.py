@@ -25,8 +25,8 @@ PAGES = {
         "Usage: nasengine train [OPTIONS] [RUN]",
         "Train the found network from scratch, and test it once.",
         train.EPILOG,
-        "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set --config "
-        "--out --resume --dry-run --help",
+        "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set "
+        "--config --out --resume --dry-run --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
