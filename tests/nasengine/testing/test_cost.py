@@ -58,7 +58,7 @@ def test_good_spaces_pass() -> None:
 @pytest.mark.parametrize(
     ("space", "law"),
     [
-        (BiggerBlueprint(), r"must cost what the model says, 1\d\d parameters and \d+ multiply-adds, but it costs"),
+        (BiggerBlueprint(), r"must cost what the model says, \d+ parameters and \d+ multiply-adds, but it costs"),
         (OtherChoices(), "the blueprint must have the choices of the space"),
         (Silent(), "must cost what the model says, 0 parameters"),
     ],
