@@ -26,7 +26,7 @@ class EvolutionSettings:
     generations: int = setting(8, "generations after the first", low=0)
     parents: float = setting(0.25, "share of the best that have children and stay", above=0, high=1)
     mutants: float = setting(0.5, "share of the children that are mutants, the others cross two parents", low=0, high=1)
-    mutation: float = setting(0.1, "probability that a mutant takes a choice anew; one it does", above=0, high=1)
+    mutation: float = setting(0.1, "probability that a mutant takes a choice anew, besides one", above=0, high=1)
 
     def __post_init__(self) -> None:
         validate(self, "algo.evolution")

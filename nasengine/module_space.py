@@ -91,7 +91,7 @@ def _check_first(module: type[nn.Module], parameters: list[inspect.Parameter]) -
     if first is None or first.kind not in positional or first.default is not inspect.Parameter.empty:
         raise SettingError(
             f"{module.__name__} must take the shapes as its first argument to be a space, but takes "
-            f"({', '.join(map(str, parameters))}); write def __init__(self, shapes, ...)."
+            f"({', '.join(parameter.name for parameter in parameters)}); write def __init__(self, shapes, ...)."
         )
 
 

@@ -278,7 +278,8 @@ def search(
         settings: texts such as "algo.beta=5" or "search.epochs=10".
         config: plain values as `record["config"]` of an earlier run has them.
         out: the run directory; results/<task>/<space>/<algo>/seed-<n> by default.
-        resume: go on with the run in `out`, whose configuration is then the default.
+        resume: go on with the run in `out`, whose configuration is then the default; one that is finished answers
+            anew if the limits differ and nothing else.
         observer: sees the run.
 
     Raises:
