@@ -355,7 +355,7 @@ class ElasticKernel(nn.Module):
         self.kernel, self.dims = kernel, dims
         self.matrices = nn.ParameterDict()
         if isinstance(kernel, int) and kernel % 2 == 0:
-            raise ArchitectureError(f"Kernels must be odd, so that inputs keep their size, but got {kernel}.")
+            raise ArchitectureError(f"Kernels must be odd, so that they keep the size of images, but got {kernel}.")
         if isinstance(kernel, Size):
             if any(taps % 2 == 0 for taps in kernel.values):
                 raise ArchitectureError(f"Kernels must be odd, but choice {kernel.label!r} has {list(kernel.values)}.")
