@@ -1,7 +1,7 @@
 # make search: set up, search a cell by RARTS on handwritten digits, train the network, show it.
 # make test:   set up, run the tests.
 PYTHON ?= python3
-RUN := results/digits/darts/rarts/seed-0
+RUN := results/make-search
 BIN := .venv/bin
 
 search: $(RUN)/final/network.safetensors
@@ -12,7 +12,7 @@ $(RUN)/final/network.safetensors: $(RUN)/architecture.txt
 
 $(RUN)/architecture.txt: | .venv/installed
 	$(BIN)/nasengine search --space darts --algo rarts --data digits --epochs 8 --set space.channels=8 --set space.layers=3 \
-	    --set algo.alphas.lr=0.01 $(if $(wildcard $(RUN)/run.json),--resume)
+	    --set algo.alphas.lr=0.01 --out $(RUN) $(if $(wildcard $(RUN)/run.json),--resume)
 
 test: .venv/installed-tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
@@ -34,7 +34,7 @@ lint: .venv/installed-dev
 	touch $@
 
 clean:
-	rm -rf .venv results/digits
+	rm -rf .venv $(RUN)
 
 .PHONY: search test lint clean
 

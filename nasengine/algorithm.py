@@ -150,8 +150,13 @@ def descend(
     """One step with the given gradients, at learning rate `rate` (None: its own), norm clipped to `clip` (0: not)."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
+    optimise(optimizer, rate, clip)
+
+
+def optimise(optimizer: torch.optim.Optimizer, rate: float | None, clip: float) -> None:
+    """One step as `descend`, with the gradients that the parameters hold, which are then forgotten."""
     if clip:
-        nn.utils.clip_grad_norm_(parameters, clip)
+        nn.utils.clip_grad_norm_([p for part in optimizer.param_groups for p in part["params"]], clip)
     if rate is not None:
         for part in optimizer.param_groups:
             part["lr"] = rate

@@ -72,7 +72,8 @@ def _detached(weights: Tensor | Gates | int) -> Tensor | Gates | int:
 
 
 def entropy(mixture: Mapping[str, Tensor]) -> float:
-    """Mean entropy of the rows as a share of the largest possible one: 1 at uniform weights, 0 if all is decided."""
-    rows = [weights.detach().double() for weights in mixture.values() if len(weights) > 1]
+    """Mean entropy of the rows of |weights| as a share of the largest possible: 1 if uniform, 0 if all is decided."""
+    sizes = [weights.detach().double().abs() for weights in mixture.values() if len(weights) > 1]
+    rows = [size / size.sum().clamp(min=1e-300) for size in sizes]
     shares = [torch.special.entr(row).sum() / torch.log(torch.tensor(float(len(row)))) for row in rows]
     return float(torch.stack(shares).mean()) if shares else 0.0

@@ -32,9 +32,9 @@ class Choice:
 
     def __post_init__(self) -> None:
         for word in (self.label, *self.options):
-            if not _WORD.fullmatch(word):
+            if not isinstance(word, str) or not _WORD.fullmatch(word):
                 raise ArchitectureError(
-                    f"Labels and options must be words without space or '=', but choice {self.label!r} has {word!r}."
+                    f"Labels and options must be texts without space or '=', but choice {self.label!r} has {word!r}."
                 )
         if not self.options or len(set(self.options)) != len(self.options):
             raise ArchitectureError(

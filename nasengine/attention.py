@@ -53,7 +53,7 @@ class ElasticToHeads(ElasticLayer):
 
     def __init__(self, inputs: int | Size, heads: int | Size, width: int | Size, weighted: bool) -> None:
         super().__init__()
-        self._declare([inputs, heads, width])
+        self._declare([inputs], [heads, width])
         self.inputs, self.heads, self.width, self.weighted = inputs, heads, width, weighted
         self.linear = nn.Linear(largest(inputs), largest(heads) * largest(width))
         self.work = ((inputs, heads, width),)
@@ -115,7 +115,7 @@ class ElasticFromHeads(ElasticLayer):
 
     def __init__(self, heads: int | Size, width: int | Size, outputs: int | Size) -> None:
         super().__init__()
-        self._declare([heads, width, outputs])
+        self._declare([heads, width], [outputs])
         self.heads, self.width, self.outputs = heads, width, outputs
         self.linear = nn.Linear(largest(heads) * largest(width), largest(outputs))
         self.work = ((heads, width, outputs),)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
+from nasengine.cost import multiply_adds
 from nasengine.elastic import ElasticDepth, ElasticLayer, ElasticResolution, Product, Size, largest
 from nasengine.errors import ArchitectureError, LimitError
 from nasengine.space import Space
@@ -106,6 +107,17 @@ class CostModel:
         self._parameters, self._multiply_adds = _Polynomial(), _Polynomial()
         self._add_parameters(network)
         self._add_work(*self._works(network))
+
+    def check(self) -> None:
+        """Raises ArchitectureError if the derived networks do work on sizes of which no elastic layer knows."""
+        smallest = self.space.smallest(self.choices)
+        counted = multiply_adds(lambda: self.space.final().build(smallest, self.shapes), self.shapes)
+        if self.of(smallest).multiply_adds != counted:
+            raise ArchitectureError(
+                f"Where costs are limited, all work on sizes must be done by elastic layers, but the smallest network "
+                f"of {self.space.name!r} has {counted:,} multiply-adds and its layers say "
+                f"{self.of(smallest).multiply_adds:,}; take ElasticAttention and the like, or leave out the limits."
+            )
 
     def of(self, architecture: Architecture) -> Cost:
         """The cost of the derived network of an architecture."""
@@ -318,7 +330,7 @@ def _vectors(product: Product) -> tuple[int, Vectors]:
     for factor in product:
         if isinstance(factor, Size):
             vectors = _times(vectors, {factor.label: factor.values})
-    return math.prod(factor for factor in product if isinstance(factor, int)), vectors
+    return math.prod(int(factor) for factor in product if not isinstance(factor, Size)), vectors
 
 
 def _times(one: Vectors, other: Vectors) -> Vectors:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from torch import nn
 
 from nasengine.algorithm import Algorithm
 from nasengine.data import own_task
@@ -19,9 +20,15 @@ from nasengine.registry import ALGORITHMS, SPACES, Registry
 from nasengine.run import read_record, read_run_json
 from nasengine.settings import from_plain, override, plain, setting, validate
 from nasengine.space import Space
-from nasengine.task import DataSettings, Task, load_task
+from nasengine.task import Dataset, DataSettings, Task, load_task
 
 T = TypeVar("T")
+
+AnySpace = str | type[Space] | type[nn.Module] | Space
+"""A name, a class, or an instance; a class of torch modules is a space as well."""
+
+AnyTask = str | Dataset | Task
+"""A data spec, data in memory with the loss and measure that fit them, or a task."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,10 +133,9 @@ def resolve_settings(kind: type[T], stored: Mapping[str, Any], changes: Mapping[
     return from_plain(kind, override(stored, kind, changes, prefix), prefix)
 
 
-def resolve_space(
-    space: str | type[Space] | Space | None, stored: Mapping[str, Any], changes: Mapping[str, str]
-) -> Space:
+def resolve_space(space: AnySpace | None, stored: Mapping[str, Any], changes: Mapping[str, str]) -> Space:
     """`resolve_plugin` for spaces."""
+    space = SPACES.adapted(space) if isinstance(space, type) else space
     return resolve_plugin(SPACES, space, stored, changes, "space")
 
 
@@ -141,19 +147,23 @@ def resolve_algorithm(
 
 
 def resolve_task(
-    task: str | Task | None, stored: Mapping[str, Any], changes: Mapping[str, str]
+    task: AnyTask | None, stored: Mapping[str, Any], changes: Mapping[str, str]
 ) -> tuple[Task, dict[str, Any]]:
     """The task of a data spec, and the plain values from which it comes.
 
     A Task is used as it is but for the changes, as is one that a spec of one's own names but for what is stored.
     """
+    if isinstance(task, Dataset):
+        task = Task(dataset=task)
     if isinstance(task, Task):
         settings = resolve_settings(DataSettings, plain(task.settings), changes, "data")
         resolved = adjusted(task, settings) if changes else task
         return resolved, {"name": task.name, **plain(settings)}
-    stored = dict(stored)
-    stored_name = stored.pop("name", "digits")
-    spec = absolute(task or str(stored_name))
+    if not isinstance(task, str | None):
+        raise SettingError(f"Data must be a text such as 'digits', a Dataset or a Task, but got {type(task).__name__}.")
+    stored_spec = absolute(str(stored.get("name", "digits")))
+    spec = absolute(task) if task else stored_spec
+    stored = {key: value for key, value in stored.items() if key != "name"} if spec == stored_spec else {}
     own = own_task(spec)
     base = {**plain(own.settings), **stored} if own else stored
     settings = resolve_settings(DataSettings, base, changes, "data")

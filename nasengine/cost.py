@@ -42,23 +42,21 @@ class StepCost:
     memory: int
 
 
-def step_cost(step: Callable[[], object], held: Callable[[], int], repeats: int = 2) -> StepCost:
+def step_cost(step: Callable[[], object], held: Callable[[], int], repeats: int) -> StepCost:
     """Runs a step once to warm up and `repeats` times under the clock.
 
     Args:
         step: one training step.
         held: bytes that stay allocated between steps.
-        repeats: timed steps; the fastest counts.
+        repeats: timed steps; their mean counts.
     """
     kept = _SavedBytes()
     with torch.autograd.graph.saved_tensors_hooks(kept.save, kept.load):
         step()
-    seconds = []
+    start = time.perf_counter()
     for _ in range(repeats):
-        start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - start)
-    return StepCost(min(seconds), held() + kept.most)
+    return StepCost((time.perf_counter() - start) / repeats, held() + kept.most)
 
 
 def bytes_of(tensors: list[Tensor]) -> int:

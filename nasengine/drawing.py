@@ -288,7 +288,7 @@ def _page(panels: Sequence[_Panel]) -> float:
             panel.gaps[gap] = max(panel.gaps[gap], min(_GAP_MOST, 0.7 * climb))
     comfortable = max(sum(panel.widths) + sum(panel.gaps) for panel in panels)
     least = [sum(p.widths) + _GAP_LEAST * len(p.gaps) for p in panels if len(p.slots) > len(p.columns)]
-    return max(_NARROWEST, min(max(_PAGE, *least, 0.0), comfortable))
+    return max(_NARROWEST, min(max(_PAGE, *least, *(max(p.widths) for p in panels)), comfortable))
 
 
 def _place(panel: _Panel, page: float) -> None:

@@ -45,7 +45,7 @@ class Size:
         if not rising or not self.values or self.values[0] < 1 or len(self.values) != len(self.options):
             raise ArchitectureError(
                 f"The values of choice {self.label!r} must be ascending whole numbers from 1 on, one an option, "
-                f"but got {list(self.values)} for the options {', '.join(self.options)}."
+                f"but got {list(self.values)} for the options {', '.join(map(str, self.options))}."
             )
 
     @property
@@ -69,17 +69,17 @@ class Size:
 
 def largest(size: int | Size) -> int:
     """The number itself, or the largest value of a size."""
-    return size if isinstance(size, int) else size.largest
+    return size.largest if isinstance(size, Size) else size
 
 
 def value(size: int | Size, architecture: Architecture) -> int:
     """The number itself, or the value that an architecture takes."""
-    return size if isinstance(size, int) else size.of(architecture)
+    return size.of(architecture) if isinstance(size, Size) else size
 
 
 def active(size: int | Size) -> int:
     """How many units the current call computes: the decided value, or all under a soft mixture or gates."""
-    if isinstance(size, int):
+    if not isinstance(size, Size):
         return size
     weights = decided(size.label)
     return size.values[weights] if isinstance(weights, int) else size.largest
@@ -90,7 +90,7 @@ def mask(size: int | Size) -> Tensor | None:
 
     Gates apply to the size that has as many units as there are gates.
     """
-    if isinstance(size, int):
+    if not isinstance(size, Size):
         return None
     weights = decided(size.label)
     if isinstance(weights, int):
@@ -111,16 +111,19 @@ class ElasticLayer(Decision):
 
     Attributes:
         features: the sizes of its inputs and outputs, whose units can change places.
+        made: those among them whose units begin in this layer.
         weights: products whose sum is the number of parameters.
         work: products to which the multiply-adds are proportional; empty where there are none.
     """
 
     features: tuple[Size, ...] = ()
+    made: tuple[Size, ...] = ()
     weights: tuple[Product, ...] = ()
     work: tuple[Product, ...] = ()
 
-    def _declare(self, features: Sequence[int | Size], kernel: int | Size = 1) -> None:
-        self.features = tuple(dict.fromkeys(size for size in features if isinstance(size, Size)))
+    def _declare(self, reads: Sequence[int | Size], makes: Sequence[int | Size] = (), kernel: int | Size = 1) -> None:
+        self.features = tuple(dict.fromkeys(size for size in (*reads, *makes) if isinstance(size, Size)))
+        self.made = tuple(size for size in makes if isinstance(size, Size))
         found = [*self.features, kernel] if isinstance(kernel, Size) else list(self.features)
         self.choices = tuple({size.label: size.choice for size in found}.values())
 
@@ -140,7 +143,7 @@ class ElasticLayer(Decision):
     def _receive(self, x: Tensor, size: int | Size, dim: int) -> int:
         count = active(size)
         if x.shape[dim] != count:
-            name = f"the {size} inputs" if isinstance(size, int) else f"the {count} that choice {size.label!r} decides"
+            name = f"the {count} that choice {size.label!r} decides" if isinstance(size, Size) else f"the {size} inputs"
             raise ArchitectureError(
                 f"An {type(self).__name__} must get {name}, but got {x.shape[dim]}; give it and the layer before it "
                 "one size."

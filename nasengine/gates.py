@@ -26,7 +26,7 @@ _ROUNDING = 1e-9  # 0.29 * 100 is less than 29 in floating point
 
 @dataclass(frozen=True, kw_only=True)
 class GateSettings:
-    """How gates move, and what their ranking removes. They start at 1 and descend without momentum."""
+    """How gates move, and what their ranking removes. Those of units start at 1; they descend without momentum."""
 
     lr: float = setting(1.0, "learning rate of the gates; their gradients are small", above=0)
     remove: float = setting(0.4, "share of all units that the ranking removes, besides those at zero", low=0, high=0.99)

@@ -38,7 +38,7 @@ class ElasticLinear(ElasticLayer):
 
     def __init__(self, inputs: int | Size, outputs: int | Size, bias: bool = True) -> None:
         super().__init__()
-        self._declare([inputs, outputs])
+        self._declare([inputs], [outputs])
         self.inputs, self.outputs = inputs, outputs
         self.linear = nn.Linear(largest(inputs), largest(outputs), bias)
         self.work = ((inputs, outputs),)
@@ -81,7 +81,7 @@ class ElasticEmbedding(ElasticLayer):
 
     def __init__(self, count: int, size: int | Size) -> None:
         super().__init__()
-        self._declare([size])
+        self._declare([], [size])
         self.size = size
         self.embedding = nn.Embedding(count, largest(size))
         self.weights = ((count, size),)
@@ -106,7 +106,7 @@ class ElasticParameter(ElasticLayer):
 
     def __init__(self, shape: Sequence[int], size: int | Size, std: float = 0.02) -> None:
         super().__init__()
-        self._declare([size])
+        self._declare([], [size])
         self.size = size
         self.values = nn.Parameter(std * torch.randn(*shape, largest(size)))
         self.weights = ((self.values[..., 0].numel(), size),)
@@ -148,10 +148,11 @@ class ElasticBatchNorm(ElasticLayer, abc.ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         count, norm = self._receive(x, self.size, 1), self.norm
-        if count == norm.num_features or not isinstance(norm.running_mean, Tensor):
+        if count == norm.num_features:
             output: Tensor = norm(x)
             return output
-        assert isinstance(norm.running_var, Tensor) and norm.num_batches_tracked is not None
+        assert isinstance(norm.running_mean, Tensor) and isinstance(norm.running_var, Tensor)
+        assert norm.num_batches_tracked is not None
         momentum = norm.momentum
         if norm.training:
             norm.num_batches_tracked.add_(1)
@@ -218,7 +219,7 @@ class ElasticLayerNorm(ElasticLayer):
             return F.layer_norm(x, (count,), norm.weight[:count], norm.bias[:count], norm.eps)
         if isinstance(self.size, Size) and isinstance(decided(self.size.label), Gates):
             shares = (shares != 0).to(x.dtype)
-        shares = shares / shares.sum()
+        shares = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)  # all gates may be zero
         centred = x - (x * shares).sum(-1, keepdim=True)
         variance = (centred * centred * shares).sum(-1, keepdim=True)
         return centred * torch.rsqrt(variance + norm.eps) * norm.weight + norm.bias
@@ -253,7 +254,7 @@ class _ElasticConv(ElasticLayer, abc.ABC):
         transforms: bool = True,
     ) -> None:
         super().__init__()
-        self._declare([inputs, outputs], kernel)
+        self._declare([inputs], [outputs], kernel)
         self.inputs, self.outputs, self.stride = inputs, outputs, stride
         self.taps = ElasticKernel(kernel, self._dims, transforms)
         self.conv = self._plain(largest(inputs), largest(outputs), largest(kernel), stride, bias=bias)
@@ -319,7 +320,7 @@ class ElasticDepthwiseConv2d(ElasticLayer):
 
     def __init__(self, channels: int | Size, kernel: int | Size, stride: int = 1, transforms: bool = True) -> None:
         super().__init__()
-        self._declare([channels], kernel)
+        self._declare([channels], kernel=kernel)
         self.channels, self.stride = channels, stride
         self.taps = ElasticKernel(kernel, 2, transforms)
         self.conv = DepthwiseConv(largest(channels), largest(kernel), stride)
@@ -355,7 +356,7 @@ class ElasticKernel(nn.Module):
         self.kernel, self.dims = kernel, dims
         self.matrices = nn.ParameterDict()
         if isinstance(kernel, int) and kernel % 2 == 0:
-            raise ArchitectureError(f"Kernels must be odd, so that they keep the size of images, but got {kernel}.")
+            raise ArchitectureError(f"Kernels must be odd, so that inputs keep their size, but got {kernel}.")
         if isinstance(kernel, Size):
             if any(taps % 2 == 0 for taps in kernel.values):
                 raise ArchitectureError(f"Kernels must be odd, but choice {kernel.label!r} has {list(kernel.values)}.")

@@ -11,10 +11,10 @@ from typing import Any
 import networkx as nx
 
 from nasengine.architecture import Architecture
-from nasengine.config import SearchSettings, TrainSettings, resolve_space
+from nasengine.config import AnySpace, SearchSettings, TrainSettings, resolve_space
 from nasengine.data import SCHEMES
 from nasengine.drawing import draw
-from nasengine.errors import RunError
+from nasengine.errors import ArchitectureError, NasengineError, RunError
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.run import HISTORY, read_record, saving
 from nasengine.settings import Setting, table
@@ -70,7 +70,7 @@ def show(
     run: Path | str | None = None,
     *,
     genotype: str | None = None,
-    space: str | type[Space] | Space | None = None,
+    space: AnySpace | None = None,
     out: Path | str | None = None,
 ) -> Shown:
     """The architecture of a run directory, or of a genotype text; draws it to `out` (.svg or .png) when given."""
@@ -80,12 +80,20 @@ def show(
     resolved = resolve_space(space, record["config"]["space"] if record else {"name": "darts"}, {})
     found = resolved.read(genotype) if genotype is not None else None
     architecture = found or _found(resolved, record or {}, Path(run or "."))
-    graphs = resolved.graphs(architecture)
+    try:
+        graphs, text = resolved.graphs(architecture), resolved.write(architecture)
+    except NasengineError:
+        raise
+    except (LookupError, ValueError) as error:
+        raise ArchitectureError(
+            f"An architecture to show must be one of space {resolved.name!r}, but got {str(architecture)!r}; name its "
+            "space by --space."
+        ) from error
     if out is not None:
         with saving(Path(out)):
             draw(graphs, Path(out))
     files = (Path(out),) if out is not None else ()
-    return Shown(architecture, resolved.write(architecture), graphs, record, files)
+    return Shown(architecture, text, graphs, record, files)
 
 
 def _found(space: Space, record: dict[str, Any], run: Path) -> Architecture:

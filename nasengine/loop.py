@@ -74,6 +74,7 @@ class Loop:
         self.step, self.saved_step, self.seconds, self.step_seconds = 0, 0, 0.0, 0.0
         self.sums: dict[str, Tensor] = {}
         self.history: list[dict[str, float | int | str]] = []
+        self._unbounded = _not_finite(job.state_dict())  # such as masks of -inf
 
     def __call__(self) -> dict[str, Any]:
         """Runs to the end and gives the result, which is also in run.json."""
@@ -129,7 +130,7 @@ class Loop:
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.step += 1
-        numbers = torch.stack([value.detach().float() for value in metrics.values()]).tolist()
+        numbers = torch.stack([v.detach().to(self.job.device, torch.float32) for v in metrics.values()]).tolist()
         for name, number in zip(metrics, numbers, strict=True):
             if not math.isfinite(number):
                 self._diverged(f"the {name.replace('_', ' ')} became {number}")
@@ -153,7 +154,7 @@ class Loop:
         return {name: float(total) / count for name, total in self.sums.items()}
 
     def _check_state(self) -> None:
-        if not _finite(self.job.state_dict()):
+        if not _not_finite(self.job.state_dict()) <= self._unbounded:
             self._diverged("a weight became NaN or infinite")
 
     def _save(self) -> None:
@@ -247,14 +248,14 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def _finite(state: Any) -> bool:
+def _not_finite(state: Any, place: tuple[object, ...] = ()) -> set[tuple[object, ...]]:
+    """Where in nested containers there are numbers that are not finite."""
     if isinstance(state, Tensor):
-        return not state.is_floating_point() or bool(torch.isfinite(state).all())
-    if isinstance(state, Mapping):
-        return all(_finite(part) for part in state.values())
-    if isinstance(state, (list, tuple)):
-        return all(_finite(part) for part in state)
-    return not isinstance(state, float) or math.isfinite(state)
+        return set() if not state.is_floating_point() or bool(torch.isfinite(state).all()) else {place}
+    if isinstance(state, (Mapping, list, tuple)):
+        parts = state.items() if isinstance(state, Mapping) else enumerate(state)
+        return set().union(*(_not_finite(part, (*place, key)) for key, part in parts))
+    return {place} if isinstance(state, float) and not math.isfinite(state) else set()
 
 
 @dataclass

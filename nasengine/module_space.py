@@ -36,10 +36,9 @@ def module_space(module: type[nn.Module]) -> type[Space]:
         except NasengineError:
             raise
         except Exception as error:
-            sized = "; give a Size to elastic layers only, and reckon with it by Size.map"
             raise ArchitectureError(
                 f"{module.__name__} must be made for inputs of shape {shapes.input} and {shapes.outputs} outputs "
-                f"without an error, but its constructor raised {reason(error)}{sized if 'Size' in str(error) else ''}."
+                f"without an error, but its constructor raised {reason(error)}{_advice(str(error))}."
             ) from error
 
     def body(namespace: dict[str, Any]) -> None:
@@ -51,6 +50,14 @@ def module_space(module: type[nn.Module]) -> type[Space]:
 
     made = types.new_class(module.__name__, (Space,), {}, body)
     return dataclasses.dataclass(frozen=True, kw_only=True)(made)
+
+
+def _advice(raised: str) -> str:
+    if "Size" in raised:
+        return "; give a Size to elastic layers only, and reckon with it by Size.map"
+    if "meta" in raised:
+        return "; it is also made on the meta device, where tensors have no values: reckon with plain numbers"
+    return ""
 
 
 def as_space(plugin: object) -> object:

@@ -1,7 +1,7 @@
 """Plug-ins by name: what comes with the project, what other packages announce, and one-offs given as `module:Class`.
 
 The project's own plug-ins use the same door as a stranger's: a file in a scanned package, or an entry point of the
-groups `nasengine.search_spaces`, `nasengine.algorithms` and `nasengine.predictors`.
+groups `nasengine.search_spaces` and `nasengine.algorithms`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Registry(Generic[T]):
         return self._classes
 
     def _scanned(self) -> list[type[T]]:
-        package = importlib.import_module(self.package)
+        package = self._imported(self.package)
         where = list(getattr(package, "__path__", [])) or [str(getattr(package, "__file__", self.package))]
         modules = [name for _, name, _ in pkgutil.iter_modules(where) if not name.startswith("_")]
         found = [plugin for name in modules for plugin in self._inside(f"{self.package}.{name}")]
@@ -95,7 +95,7 @@ class Registry(Generic[T]):
         return found
 
     def _inside(self, module_name: str) -> list[type[T]]:
-        module = importlib.import_module(module_name)
+        module = self._imported(module_name)
         return [
             value
             for value in vars(module).values()
@@ -104,6 +104,10 @@ class Registry(Generic[T]):
             and value.__module__ == module_name
             and self._name(value)
         ]
+
+    def _imported(self, name: str) -> ModuleType:
+        must = f"The module {name!r}, which is scanned for a {self.kind}, must be importable"
+        return in_one_sentence(must, lambda: importlib.import_module(name))
 
     def _announced(self) -> list[type[T]]:
         return [

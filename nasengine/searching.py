@@ -18,6 +18,8 @@ from nasengine.architecture import Architecture
 from nasengine.batches import Batches
 from nasengine.budget import CostModel, Limits
 from nasengine.config import (
+    AnySpace,
+    AnyTask,
     SearchSettings,
     plain_plugin,
     read_config,
@@ -29,7 +31,7 @@ from nasengine.config import (
     split_assignments,
 )
 from nasengine.drawing import changes, draw
-from nasengine.errors import RunError
+from nasengine.errors import LimitError, RunError
 from nasengine.evolution import Budget
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
@@ -90,6 +92,7 @@ class SearchJob:
         self.limits = Limits(settings.max_params, settings.max_flops)
         self.costs = CostModel(space, task.shapes) if self.limits else None
         if self.costs is not None:
+            self.costs.check()
             self.costs.nearest(self.limits)  # a limit that nothing keeps is answered before anything is computed
         with seeded(settings.seed, WEIGHTS):
             supernet = on_device(space.supernet(task.shapes, task.loss), self.device)
@@ -141,8 +144,14 @@ class SearchJob:
 
     def finish(self, run: Run) -> dict[str, Any]:
         full, mixture = self.algorithm.supernet(self.state), self.algorithm.mixture(self.state)
-        architecture = self.algorithm.derive(self.state, self._budget(full))
+        budget = self._budget(full)
+        architecture = self.algorithm.derive(self.state, budget)
         self.space.check(self.space.choices(self.task.shapes), architecture)
+        if not budget.allows(architecture):
+            raise LimitError(
+                f"An algorithm must derive an architecture that keeps the limits, but {self.algorithm.name!r} did not; "
+                "its derive(state, budget) must heed the budget."
+            )
         supernet, derived = self.judge.supernet(full, mixture), self.judge.subnet(full, architecture)
         self._write_inherited(run, full, architecture)
         text, graphs = self.space.write(architecture), self.space.graphs(architecture)
@@ -234,9 +243,9 @@ class SearchPlan:
 
 def plan_search(
     *,
-    space: str | type[Space] | Space | None = None,
+    space: AnySpace | None = None,
     algorithm: str | type[Algorithm[Any]] | Algorithm[Any] | None = None,
-    task: str | Task | None = None,
+    task: AnyTask | None = None,
     settings: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> SearchPlan:
@@ -258,9 +267,9 @@ def plan_search(
 
 
 def search(
-    space: str | type[Space] | Space | None = None,
+    space: AnySpace | None = None,
     algorithm: str | type[Algorithm[Any]] | Algorithm[Any] | None = None,
-    task: str | Task | None = None,
+    task: AnyTask | None = None,
     *,
     settings: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
@@ -298,7 +307,7 @@ def search(
         return SearchResult(path, architecture, str(result["genotype"]), run.record)
 
 
-def open_search(path: Path | str, task: str | Task | None = None) -> SearchJob:
+def open_search(path: Path | str, task: AnyTask | None = None) -> SearchJob:
     """The search in a run directory as its last checkpoint left it: supernet, judge, and what derives architectures.
 
     Args:

@@ -75,20 +75,14 @@ class Space(abc.ABC):
         heaviest = {label: c.options[int(weights[label].argmax())] for label, c in choices.items()}
         return self.canonical(choices, Architecture(heaviest))
 
-    def idle(self, architecture: Architecture) -> Collection[str]:
-        """Labels of choices that have no effect by rules of its own, besides those of modules that are left out."""
-        del architecture
-        return ()
-
     def canonical(self, choices: Mapping[str, Choice], architecture: Architecture) -> Architecture:
         """The one architecture of this space with the same network: idle choices take their first option."""
         first = {label: choices[label].options[0] for label in self.unused(choices, architecture)}
         return Architecture({**architecture, **first})
 
     def unused(self, choices: Mapping[str, Choice], architecture: Architecture) -> Collection[str]:
-        """Labels of the choices without effect: idle ones, and those of modules that other choices leave out."""
-        left_out = {label for label, choice in choices.items() if not choice.has_effect(architecture)}
-        return left_out.union(self.idle(architecture))
+        """Labels of the idle choices, which have no effect: those of modules that other choices leave out."""
+        return {label for label, choice in choices.items() if not choice.has_effect(architecture)}
 
     def likelihood(
         self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor], architecture: Architecture
@@ -118,14 +112,14 @@ class Space(abc.ABC):
         return self.derive(choices, weights)
 
     def neighbours(self, choices: Mapping[str, Choice], architecture: Architecture) -> list[Architecture]:
-        """All architectures of this space that differ in one choice."""
-        found = []
+        """All architectures of this space that differ in one choice, and in those that it makes idle."""
+        found: dict[Architecture, None] = {}
         for label, choice in choices.items():
             for option in choice.options:
-                candidate = architecture.replace(label, option)
-                if option != architecture[label] and self._allows(choices, candidate):
-                    found.append(candidate)
-        return found
+                candidate = self.canonical(choices, architecture.replace(label, option))
+                if candidate != architecture and candidate not in found and self._allows(choices, candidate):
+                    found[candidate] = None
+        return list(found)
 
     def final(self) -> Self:
         """The settings with which a derived network is trained from scratch: these, unless a space has others."""
@@ -155,7 +149,7 @@ class Space(abc.ABC):
         return str(architecture)
 
     def read(self, text: str) -> Architecture:
-        """What `write` wrote. Raises ArchitectureError."""
+        """What `write` wrote, or the text of an architecture. Raises ArchitectureError."""
         return Architecture.parse(text)
 
     def indicators(self, architecture: Architecture) -> dict[str, float]:

@@ -43,7 +43,7 @@ Weights = Mapping[str, Tensor]
 class _Call(NamedTuple):
     mixture: Mixture
     shared: dict[int, tuple[Tensor, Tensor]] | None
-    known: dict[object, Tensor | None]
+    known: dict[object, Tensor]
 
 
 _call: ContextVar[_Call | None] = ContextVar("nasengine_supernet_call", default=None)
@@ -63,7 +63,8 @@ def decided(label: str) -> Tensor | Gates | int:
     call = _call.get()
     if call is None:
         raise ArchitectureError(
-            f"Choice {label!r} must be decided by a mixture: call the supernet as supernet(inputs, mixture)."
+            f"Choice {label!r} must be decided by a mixture: call the supernet as supernet(inputs, mixture), and do "
+            "without recomputation in backward (torch.utils.checkpoint)."
         )
     if label not in call.mixture:
         raise ArchitectureError(
@@ -73,11 +74,10 @@ def decided(label: str) -> Tensor | Gates | int:
     return call.mixture[label]
 
 
-def once_a_call(key: object, compute: Callable[[], Tensor | None]) -> Tensor | None:
+def once_a_call(key: object, compute: Callable[[], Tensor]) -> Tensor:
     """What `compute` gives, computed once per supernet call for all who ask with an equal key."""
     call = _call.get()
-    if call is None:
-        return compute()
+    assert call is not None
     if key not in call.known:
         call.known[key] = compute()
     return call.known[key]
@@ -218,14 +218,14 @@ def _decisions(
     """The decisions inside a module, in the order of its modules, as often as they have a place."""
     if module in parts:
         label, options = parts[module]
-        place = {**place, label: options & set(place.get(label, options))}
+        place, parts = {**place, label: options & set(place.get(label, options))}, {}
     if isinstance(module, Decision):
         yield module, place
         inside: dict[nn.Module, tuple[str, set[str]]] = {}
         for part, option in module.parts():
             inside.setdefault(part, (module.choices[0].label, set()))[1].add(option)
         parts = inside
-    for child in dict.fromkeys(module.children()):
+    for child in module.children():
         yield from _decisions(child, place, parts)
 
 
@@ -280,7 +280,6 @@ class Supernet(nn.Module):
         self.loss = loss
         self.share = share
         self.price: Callable[[Mixture], Tensor | float] | None = None
-        self._scratch: dict[str, Tensor] = {}
 
     def forward(self, inputs: Tensor, mixture: Mixture) -> Tensor:
         with _bound(mixture, self.share):
@@ -298,7 +297,8 @@ class Supernet(nn.Module):
 
     def forward_at(self, inputs: Tensor, mixture: Mixture, weights: Weights) -> Tensor:
         """Outputs of a virtual pass: at `weights`, and without a trace in the supernet."""
-        scratch = self._scratch_buffers() if self.training else {}  # in evaluation no statistics change
+        # in evaluation no statistics change
+        scratch = {name: buffer.clone() for name, buffer in self.named_buffers()} if self.training else {}
         outputs: Tensor = functional_call(self, {**weights, **scratch}, (inputs, mixture))
         return outputs
 
@@ -329,10 +329,3 @@ class Supernet(nn.Module):
     def extract(self, architecture: Architecture) -> nn.Module:
         """The stand-alone network of an architecture, with a copy of the weights it has here."""
         return fix(self.network, architecture)
-
-    def _scratch_buffers(self) -> dict[str, Tensor]:
-        for name, buffer in self.named_buffers():
-            known = self._scratch.get(name)
-            if known is None or known.device != buffer.device or known.dtype != buffer.dtype:
-                self._scratch[name] = buffer.clone()
-        return self._scratch

@@ -18,6 +18,8 @@ from nasengine.algorithm import cosine, descend
 from nasengine.architecture import Architecture
 from nasengine.batches import Batches, evaluation_batches
 from nasengine.config import (
+    AnySpace,
+    AnyTask,
     TrainSettings,
     plain_plugin,
     read_config,
@@ -32,7 +34,7 @@ from nasengine.evaluation import evaluating, score
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
 from nasengine.registry import SPACES
-from nasengine.run import Run, read_record
+from nasengine.run import CHECKPOINT, Run, read_record
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.settings import plain
 from nasengine.space import Space
@@ -179,8 +181,8 @@ def plan_training(
     *,
     genotype: str | None = None,
     architecture: Architecture | Path | str | None = None,
-    space: str | type[Space] | Space | None = None,
-    task: str | Task | None = None,
+    space: AnySpace | None = None,
+    task: AnyTask | None = None,
     settings: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
 ) -> TrainPlan:
@@ -217,8 +219,8 @@ def train(
     *,
     genotype: str | None = None,
     architecture: Architecture | Path | str | None = None,
-    space: str | type[Space] | Space | None = None,
-    task: str | Task | None = None,
+    space: AnySpace | None = None,
+    task: AnyTask | None = None,
     settings: Sequence[str] = (),
     config: Mapping[str, Any] | None = None,
     out: Path | str | None = None,
@@ -232,7 +234,7 @@ def train(
         genotype: the architecture in the text form of the space, in place of `run`.
         architecture: an Architecture, its text, or a file with it, in place of `run`.
         space: a name, class or instance; the final form of the search's space by default.
-        task: a data spec or a Task; the search's by default, else "digits".
+        task: a data spec, a Dataset or a Task; the search's by default, else "digits".
         settings: texts such as "train.epochs=40" or "space.channels=16".
         config: plain values as `record["config"]` of an earlier training has them.
         out: the run directory; RUN/final by default.
@@ -245,9 +247,10 @@ def train(
     plan = plan_training(
         run, genotype=genotype, architecture=architecture, space=space, task=task, settings=settings, config=config
     )
-    inherited = _inherited(plan, run) if plan.settings.inherit and not resume else None
-    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings, inherited)
     path = where or plan.default_out
+    begun = resume and (path / CHECKPOINT).exists()
+    inherited = _inherited(plan, run) if plan.settings.inherit and not begun else None
+    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings, inherited)
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
@@ -292,7 +295,7 @@ def _search_record(path: Path) -> dict[str, Any]:
 
 
 def _final_space(
-    space: str | type[Space] | Space | None,
+    space: AnySpace | None,
     stored: Mapping[str, Any],
     found: Mapping[str, Any] | None,
     changes: Mapping[str, str],
@@ -335,4 +338,4 @@ def _read_architecture(space: Space, source: Path | str) -> Architecture:
             raise ArchitectureError(
                 f"An architecture must be a readable file, but {source} is not: {reason}."
             ) from None
-    return space.read(text) if "(" in text else Architecture.parse(text)
+    return space.read(text)

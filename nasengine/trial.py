@@ -6,14 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasengine.architecture import Choice
 from nasengine.cost import multiply_adds
 from nasengine.errors import ArchitectureError, NasengineError, reason
 from nasengine.space import Space
-from nasengine.supernet import Mixture, Supernet
+from nasengine.supernet import Decision, Mixture, Supernet
 from nasengine.task import Shapes
+from nasengine.units import elastic_layers
 
 _BATCH = 2
 _LEVELS = 6  # steps from all smallest to all largest sizes
@@ -33,6 +34,7 @@ def check_network(space: Space, shapes: Shapes, device: torch.device | None = No
             f"There must be something to search, but the network of {space.name!r} has no choices; put a Size, an "
             "ElasticDepth or a MixedOp into modules that it registers, and no Python lists."
         )
+    _check_untied(supernet.network)
     trials = _Trials(supernet.eval(), shapes, device or torch.device("cpu"))
     together = trials.failure(trials.even())
     if together is not None and together.mended:
@@ -43,6 +45,19 @@ def check_network(space: Space, shapes: Shapes, device: torch.device | None = No
     if together is not None:
         raise ArchitectureError(together.sentence(f"The network of {space.name!r} must run on weighted options"))
     _check_alone(space, shapes, supernet.choices)
+
+
+def _check_untied(network: nn.Module) -> None:
+    """Raises ArchitectureError if an elastic layer shares a weight, which sorting and slicing would change twice."""
+    elastic = {part for layer in elastic_layers(network) for part in layer.modules()}
+    owners: dict[nn.Parameter, tuple[str, nn.Module]] = {}
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            first, owner = owners.setdefault(parameter, (name, module))
+            if owner is not module and not elastic.isdisjoint((owner, module)):
+                raise ArchitectureError(
+                    f"Elastic layers must have weights of their own, but {first!r} and {name!r} share one; untie them."
+                )
 
 
 class _Failure(NamedTuple):
@@ -71,6 +86,9 @@ class _Trials:
             told = f"in {name!r}, {type(module).__name__}" if name else ""
             module.register_forward_pre_hook(lambda *_, told=told: self._running.append(told))
             module.register_forward_hook(lambda *_: self._left())
+        for decision in (module for module in supernet.network.modules() if isinstance(module, Decision)):
+            for part in dict.fromkeys(part for part, _ in decision.parts()):
+                _forbid_in_place(part, decision.choices[0].label)
 
     def even(self) -> Mixture:
         """All options of all choices with equal weights."""
@@ -95,6 +113,24 @@ class _Trials:
 
     def _innermost(self) -> str:
         return self._running[-1] if self._running else ""
+
+
+def _forbid_in_place(part: nn.Module, label: str) -> None:
+    """What a choice is between must leave its input as it is: other options read it."""
+    versions: list[int] = []
+
+    def entered(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        versions.append(inputs[0]._version)
+
+    def left(_: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        del output
+        if inputs[0]._version != versions.pop():
+            raise ArchitectureError(
+                f"What choice {label!r} decides on must not change its input, but this does; set inplace=False in it"
+            )
+
+    part.register_forward_pre_hook(entered)
+    part.register_forward_hook(left)
 
 
 def _levels(choices: Mapping[str, Choice]) -> list[dict[str, int]]:

@@ -24,8 +24,18 @@ def elastic_layers(network: nn.Module) -> Iterator[ElasticLayer]:
 
 
 def feature_sizes(network: nn.Module) -> list[Size]:
-    """The sizes whose units can be sorted, each once, in the order of the network's layers."""
+    """The sizes that are numbers of units, each once, in the order of the network's layers."""
     return list(dict.fromkeys(size for layer in elastic_layers(network) for size in layer.features))
+
+
+def sortable(network: nn.Module) -> list[Size]:
+    """Those of them whose units can change places.
+
+    Not where a layer reads a size that none makes: a flatten in between ties its units to those of another size.
+    """
+    sizes, made = feature_sizes(network), {size for layer in elastic_layers(network) for size in layer.made}
+    tied = {size.label for size in sizes if size not in made}
+    return [size for size in sizes if size.label not in tied]
 
 
 def gateable(network: nn.Module) -> dict[str, Size]:

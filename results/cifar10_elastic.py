@@ -133,7 +133,7 @@ def summary(rows: list[dict[str, object]]) -> str:
     for method, (_, epochs) in METHODS.items():
         mine = [row for row in rows if row["method"] == method]
         seconds = statistics.mean(float(str(row["seconds"])) for row in mine)
-        words = [method, str(epochs), f"{mine[0]['passes']:,}", f"{seconds:.0f}"]
+        words = [method, str(epochs), f"{int(str(mine[0]['passes'])):,}", f"{seconds:.0f}"]
         for subnet in SUBNETS:
             found = [100 * float(str(row["test_accuracy"])) for row in mine if row["subnet"] == subnet]
             words.append(f"{statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} %")

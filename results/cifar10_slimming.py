@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import statistics
 import time
 from collections.abc import Mapping
@@ -30,8 +31,9 @@ from nasengine.config import SearchSettings, TrainSettings
 from nasengine.elastic import Size
 from nasengine.evaluation import evaluating, score
 from nasengine.gates import GateSettings, kept, sort_units
+from nasengine.loop import seeded
 from nasengine.penalties import Penalty, Sparsity
-from nasengine.searching import SearchJob
+from nasengine.searching import TRAIN, SearchJob
 from nasengine.seeding import generator
 from nasengine.task import DataSettings, Task, load_task
 from nasengine.training import TrainJob
@@ -77,34 +79,25 @@ def measure(seed: int, cifar10: str) -> list[dict[str, object]]:
     """Trains one full network, removes and fine-tunes in every way; one row each."""
     task, start = task_of(cifar10), time.perf_counter()
     job = SearchJob(SPACE, SEARCH, task, SearchSettings(epochs=EPOCHS, batch_size=64, seed=seed, device="cpu"))
-    for step in range(job.epochs * job.steps_per_epoch):
-        job.step(step)
+    with seeded(seed, TRAIN):
+        for step in range(job.epochs * job.steps_per_epoch):
+            job.step(step)
     seconds, supernet, choices = time.perf_counter() - start, SEARCH.supernet(job.state), job.state.full.choices
-    scores = {size: values.abs().sort(descending=True).values for size, values in SEARCH.scores(job.state).items()}
-    rng = generator(seed, 0, 0, 9)
-    noise = {size: torch.rand(size.largest, generator=rng).sort(descending=True) for size in scores}
+    scores, rng = SEARCH.scores(job.state), generator(seed, 0, 0, 9)
+    noise = {size: torch.rand(size.largest, generator=rng) for size in scores}
+    full = {label: torch.eye(len(choice.options))[-1] for label, choice in choices.items()}
     rows = []
     for share in SHARES:
         for way in WAYS if share else WAYS[:1]:
-            if way == "random":
-                ranked: Mapping[Size, Tensor] = {size: noise[size].values for size in scores}
-                held = sort_units(
-                    supernet,
-                    {
-                        size: torch.zeros(size.largest).scatter(0, noise[size].indices, noise[size].values)
-                        for size in scores
-                    },
-                )
-            else:
-                ranked, held = scores, supernet
-            weights = uniform(scores, share) if way == "uniform" else kept(ranked, share)
-            full = {label: torch.eye(len(choice.options))[-1] for label, choice in choices.items()}
+            weights = uniform(scores, share) if way == "uniform" else kept(noise if way == "random" else scores, share)
             architecture = SPACE.derive(choices, {**full, **weights})
-            network = held.extract(architecture)
+            network = (sort_units(supernet, noise) if way == "random" else supernet).extract(architecture)
             before = tested(network, task)
-            tuning = TrainJob(SPACE, architecture, task, FINE_TUNE, network.state_dict())
-            for step in range(tuning.epochs * tuning.steps_per_epoch):
-                tuning.step(step)
+            settings = dataclasses.replace(FINE_TUNE, seed=seed)
+            tuning = TrainJob(SPACE, architecture, task, settings, network.state_dict())
+            with seeded(seed, TRAIN):
+                for step in range(tuning.epochs * tuning.steps_per_epoch):
+                    tuning.step(step)
             rows.append(
                 {
                     "removed": share,
@@ -139,7 +132,7 @@ def summary(rows: list[dict[str, object]]) -> str:
     ]
     for share in SHARES:
         for way in WAYS if share else ("none",):
-            mine = [row for row in rows if row["removed"] == share and row["way"] == way]
+            mine = [row for row in rows if float(str(row["removed"])) == share and row["way"] == way]
             words = [f"{100 * share:.0f} %", way]
             words.append(f"{statistics.mean(int(str(row['parameters'])) for row in mine):,.0f}")
             for name in ("before_tuning", "test_accuracy"):

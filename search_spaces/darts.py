@@ -124,6 +124,11 @@ class DARTS(Space):
         return write_genotype(Genotype(cells["normal"], concat, cells["reduce"], concat))
 
     def read(self, text: str) -> Architecture:
+        """A genotype, or the text of an architecture."""
+        if text.lstrip().startswith(tuple(f"{kind}/" for kind in KINDS)):
+            architecture = Architecture.parse(text)
+            self.check(self.choices(), architecture)
+            return architecture
         genotype = read_genotype(text)
         options = dict.fromkeys(self.choices(), "none")
         for kind, pairs, concat in zip(KINDS, genotype[::2], genotype[1::2], strict=True):

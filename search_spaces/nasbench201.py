@@ -89,6 +89,8 @@ class NASBench201(Space):
             operation = architecture[_label((source, node))]
             if operation != "none":
                 graph.add_edge(str(source), str(node), operation=operation)
+        empty = [node for node in graph if node != "0" and not graph.pred[node]]
+        nx.set_node_attributes(graph, dict.fromkeys(empty, "zero"), "operation")
         return {"cell": graph}
 
     def write(self, architecture: Architecture) -> str:
@@ -99,6 +101,11 @@ class NASBench201(Space):
         return "+".join(f"{node}|" for node in nodes)
 
     def read(self, text: str) -> Architecture:
+        """The text form of the benchmark, or the text of an architecture."""
+        if text.lstrip().startswith("cell/"):
+            architecture = Architecture.parse(text)
+            self.check(self.choices(), architecture)
+            return architecture
         parts = text.strip().split("+")
         if len(parts) != NODES - 1:
             raise ArchitectureError(

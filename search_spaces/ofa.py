@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Final, Literal, NamedTuple
@@ -214,15 +214,6 @@ class OFA(Space):
         blocks, units = len(self.kernels) * len(self.expands), _units(choices)
         resolutions = len(choices[RESOLUTION].options) if RESOLUTION in choices else 1
         return int(resolutions * sum(blocks**depth for depth in self.depths) ** units)
-
-    def idle(self, architecture: Architecture) -> Collection[str]:
-        kinds = [kind for kind, values in (("kernel", self.kernels), ("expand", self.expands)) if len(values) > 1]
-        return [
-            f"{_block(unit, number)}/{kind}"
-            for unit in range(1, _units(architecture) + 1)
-            for number in range(self._kept(architecture, unit) + 1, self.depths[-1] + 1)
-            for kind in kinds
-        ]
 
     def _kept(self, architecture: Mapping[str, str], unit: int) -> int:
         """How many blocks a unit keeps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -92,11 +91,6 @@ class Transformer(Space):
         network = fix(self.network(shapes), architecture, inherit=False)
         initialise(network, self.std)
         return network
-
-    def idle(self, architecture: Architecture) -> Collection[str]:
-        depth = self._value(architecture, "depth", self.depth)
-        labels = {f"block{place}/{name}" for place in range(depth + 1, self.depth + 1) for name in DIMENSIONS[2:]}
-        return [label for label in architecture if label in labels]
 
     def graphs(self, architecture: Architecture) -> dict[str, nx.DiGraph[str]]:
         operations = {"tokens": f"{self._value(architecture, 'embedding', self.embedding)} features"}

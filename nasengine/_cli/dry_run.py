@@ -17,7 +17,7 @@ from nasengine.space import Space
 from nasengine.task import Task
 from nasengine.training import TrainJob, TrainPlan
 
-_PROBE_BATCH = 8
+_PROBE_BATCH, _PROBES = 8, 3
 
 
 def search_cost(plan: SearchPlan) -> None:
@@ -25,7 +25,9 @@ def search_cost(plan: SearchPlan) -> None:
     job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings)
     steps = job.epochs * job.steps_per_epoch
     supernet = plan.algorithm.supernet(job.state)
-    step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)))
+    # a schedule that fits the steps of the probe, so that all its phases are timed
+    job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 1 + _PROBES)
+    step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES)
     length = f"{job.epochs} epochs of {job.steps_per_epoch} steps"
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
@@ -47,11 +49,12 @@ def training_cost(plan: TrainPlan) -> None:
 def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
     steps = settings.epochs * TrainJob(space, architecture, task, settings).steps_per_epoch
     batch = min(_PROBE_BATCH, settings.batch_size)
-    probe = TrainJob(space, architecture, task, TrainSettings(batch_size=batch, device=settings.device))
-    measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()))
+    probe = TrainJob(space, architecture, task, dataclasses.replace(settings, batch_size=batch))
+    measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()), _PROBES)
     scale = settings.batch_size / batch
-    held = 2 * _held(probe.state_dict())
-    step = cost.StepCost(measured.seconds * scale, held + round((measured.memory - held) * scale))
+    held, weights = _held(probe.state_dict()), _held(probe.network.state_dict())
+    growing = max(0, measured.memory - held - weights)  # what backward keeps, less the weights
+    step = cost.StepCost(measured.seconds * scale, held + weights + round(growing * scale))
     flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
     typer.echo(title)
     typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")

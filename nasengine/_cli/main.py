@@ -17,7 +17,7 @@ app = typer.Typer(
     help="Differentiable neural architecture search: search a space, look at the cell, train the network.",
     epilog=(
         "Start with: nasengine search --space darts --algo rarts --epochs 8 --set space.channels=8 "
-        "--set space.layers=3   (handwritten digits, no download, a few minutes)"
+        "--set space.layers=3 --set algo.alphas.lr=0.01   (handwritten digits, no download, a few minutes)"
     ),
     add_completion=False,
     pretty_exceptions_enable=False,

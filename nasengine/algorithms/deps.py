@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nasengine.algorithm import Algorithm, StepInfo, WeightSettings
+from nasengine.algorithm import Algorithm, StepInfo, WeightSettings, optimise
 from nasengine.architecture import Architecture
 from nasengine.evolution import Budget, EvolutionSettings, Scored, evolve
 from nasengine.layers import put
@@ -18,7 +18,7 @@ from nasengine.settings import group, setting, validate
 from nasengine.shrinking import Stage, stage_at
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Batch
-from nasengine.units import feature_sizes, importance, order_by, permute, permute_like
+from nasengine.units import importance, order_by, permute, permute_like, sortable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ class DepS(Algorithm[DepSState]):
     )
     shrinking: Literal["delayed", "progressive"] = setting("delayed", "all subnets at once, or kernel, depth, width")
     sampling: Literal["sandwich", "random"] = setting("sandwich", "full, smallest and random networks, or random ones")
-    subnets: int = setting(4, "networks a step, the full one among them", low=2)
+    subnets: int = setting(4, "delayed: networks a step, in a sandwich the full and the smallest one among them", low=2)
     teacher: Literal["full", "frozen", "none"] = setting(
         "full", "who teaches: the full network of now, or of the switch"
     )
@@ -113,24 +113,23 @@ class DepS(Algorithm[DepSState]):
         del valid
         supernet, epsilon = state.full, self.epsilon(state.step, state.steps)
         stage = self._switched(state) if epsilon > 0 else None
-        losses, outputs = [], []
+        first: StepInfo | None = None
         if stage is None or self.sampling == "sandwich":
             evaluation = supernet.evaluate(train, supernet.full())
             evaluation.loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(evaluation.loss.detach())
-            outputs.append(evaluation.outputs)
+            first = StepInfo(evaluation.loss.detach(), evaluation.outputs)
         if stage is not None:
-            soft = self._soft(state, train, outputs)
+            soft = self._soft(state, train, first)
             weights = dict(supernet.named_parameters())
             for architecture in self._subnets(state, stage):
                 inside = supernet.forward_at(train.inputs, supernet.hard(architecture), weights)
-                loss = epsilon * self._loss(supernet, inside, train.targets, soft)
-                loss.backward()  # type: ignore[no-untyped-call]
-                losses.append(loss.detach())
-                outputs.append(inside.detach())
+                loss = self._loss(supernet, inside, train.targets, soft)
+                (epsilon * loss).backward()  # type: ignore[no-untyped-call]
+                first = first or StepInfo(loss.detach(), inside.detach())
         optimise(state.optimizer, self.weights.rate(state.step, state.steps), self.weights.clip)
         state.step += 1
-        return StepInfo(losses[0], outputs[0])
+        assert first is not None
+        return first
 
     def epsilon(self, step: int, steps: int) -> float:
         """The rate of the subnets as a share of that of the full network."""
@@ -191,12 +190,12 @@ class DepS(Algorithm[DepSState]):
         rest = max(0, stage.subnets - 2)
         return [stage.smallest(state.full, rng), *(stage.random(state.full, rng) for _ in range(rest))]
 
-    def _soft(self, state: DepSState, train: Batch, outputs: list[Tensor]) -> Tensor | None:
+    def _soft(self, state: DepSState, train: Batch, full: StepInfo | None) -> Tensor | None:
         """Outputs of the teacher, without gradient; None without one."""
         if self.teacher == "none":
             return None
-        if self.teacher == "full" and outputs:
-            return outputs[0]
+        if self.teacher == "full" and full is not None:
+            return full.train_outputs
         teacher = state.full if state.teacher is None else state.teacher
         with torch.no_grad():
             return teacher.forward_at(train.inputs, teacher.full(), dict(teacher.named_parameters()))
@@ -204,25 +203,15 @@ class DepS(Algorithm[DepSState]):
     def _loss(self, supernet: Supernet, outputs: Tensor, targets: Tensor, soft: Tensor | None) -> Tensor:
         if soft is None:
             return (self.hard or 1.0) * supernet.loss(outputs, targets)
-        taught = distillation(supernet, outputs, targets, soft)
+        taught = distillation(outputs, targets, soft)
         return taught + self.hard * supernet.loss(outputs, targets) if self.hard else taught
 
 
-def distillation(supernet: Supernet, outputs: Tensor, targets: Tensor, soft: Tensor) -> Tensor:
-    """Cross entropy to the teacher's probabilities; where targets are not classes, the loss to its outputs."""
+def distillation(outputs: Tensor, targets: Tensor, soft: Tensor) -> Tensor:
+    """Cross entropy to the teacher's probabilities; where targets are not classes, squared distance to its outputs."""
     if targets.is_floating_point():
-        return supernet.loss(outputs, soft)
+        return F.mse_loss(outputs, soft)
     return F.cross_entropy(outputs, soft.softmax(1))
-
-
-def optimise(optimizer: torch.optim.Optimizer, rate: float, clip: float) -> None:
-    """One step at a learning rate with the gradients that the parameters hold, which are then forgotten."""
-    for part in optimizer.param_groups:
-        part["lr"] = rate
-        if clip:
-            torch.nn.utils.clip_grad_norm_(part["params"], clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def _sort(state: DepSState, before: int) -> None:
@@ -230,7 +219,7 @@ def _sort(state: DepSState, before: int) -> None:
     network = state.full.network
     orders = {
         size: order_by(importance(network, size), size.values[max(0, len(size.values) - 1 - before) : -1])
-        for size in feature_sizes(network)
+        for size in sortable(network)
     }
     for key in ("momentum_buffer", "exp_avg", "exp_avg_sq"):
         known = {

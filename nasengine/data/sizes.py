@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nasengine.errors import SettingError
 from nasengine.seeding import generator
-from nasengine.task import Augment, Dataset, DataSettings, Task, stratified_split
+from nasengine.task import Augment, Dataset, DataSettings, Task
 
 _CHUNK = 1024
 _SUBSET = 104  # the last number of a generator's key says what is drawn
@@ -42,8 +42,25 @@ def fewer(dataset: Dataset, size: int) -> Dataset:
         raise SettingError(
             f"data.train_size must be from {least}{reason} to the {count} examples of {dataset.name}, but got {size}."
         )
-    kept = stratified_split(dataset.strata, size / count, generator(0, 0, 0, _SUBSET))[0]
+    kept = _in_proportion(dataset.strata, size, generator(0, 0, 0, _SUBSET))
     return replace(dataset, train_inputs=dataset.train_inputs[kept], train_targets=dataset.train_targets[kept])
+
+
+def _in_proportion(strata: Tensor, size: int, rng: torch.Generator) -> Tensor:
+    """`size` shuffled indices of `strata` (N,) int64: of every class its share by largest remainders, one at least."""
+    order, counts = torch.randperm(len(strata), generator=rng), torch.bincount(strata)
+    shares = counts.double() * size / len(strata)
+    wanted = shares.floor().clamp(min=1).minimum(counts)
+    while int(wanted.sum()) != size:
+        short = int(wanted.sum()) < size
+        gap = (shares - wanted) if short else (wanted - shares).masked_fill(wanted <= 1, -torch.inf)
+        wanted[gap.argmax()] += 1 if short else -1
+    classes = strata[order]
+    rank = torch.empty(len(strata))
+    for label in range(len(counts)):
+        own = classes == label
+        rank[own] = torch.arange(int(own.sum()), dtype=rank.dtype)
+    return order[rank < wanted[classes]]
 
 
 def resized(dataset: Dataset, size: int) -> Dataset:

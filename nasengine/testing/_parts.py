@@ -44,10 +44,15 @@ def same(one: object, other: object) -> bool:
 
 
 def random_supernet(space: Space, shapes: Shapes, seed: int) -> Supernet:
-    """A supernet for classes in float64, with random weights and without what drops at random."""
+    """A supernet in float64, with random weights and without what drops at random, for classes or for one number."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return steady(space.supernet(shapes, F.cross_entropy).double())
+        loss = F.cross_entropy if shapes.outputs > 1 else _distance  # the cross entropy of one class is always 0
+        return steady(space.supernet(shapes, loss).double())
+
+
+def _distance(outputs: Tensor, targets: Tensor) -> Tensor:
+    return (outputs[:, 0] - targets - 0.5).square().mean()
 
 
 def steady(network: Supernet) -> Supernet:

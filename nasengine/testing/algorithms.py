@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from nasengine.algorithm import Algorithm, StepInfo, load_state_dict, state_dict
+from nasengine.budget import CostModel, Limits
+from nasengine.evolution import Budget
 from nasengine.seeding import generator
 from nasengine.settings import from_plain, plain
 from nasengine.testing._parts import require, same
-from nasengine.testing.sized import sized
+from nasengine.testing.sized import SIZED_SHAPES, sized
 from nasengine.testing.toys import Solvable, place, smooth, solvable
 
 STEPS: Final = 6
@@ -37,6 +39,8 @@ def check_algorithm(
         models = [toy() for _ in range(4)]
         _check_steps(algorithm, *models[:2])
         _check_continuation(algorithm, *models[2:])
+    if sized in toys:
+        _check_limits(algorithm)
     _check_seeds(algorithm, toys[-1])
     _check_statistics(algorithm, toys[-1])
 
@@ -91,6 +95,19 @@ def _check_continuation(algorithm: Algorithm[Any], first: Solvable, second: Solv
     for s, model in ((state, first), (other, second)):
         run_steps(algorithm, s, model, STEPS - STEPS // 2)
     require(same(state_dict(state), state_dict(other)), "a state that was saved must continue bit for bit")
+
+
+def _check_limits(algorithm: Algorithm[Any]) -> None:
+    model = sized()
+    space, choices = model.supernet.space, model.supernet.choices
+    costs = CostModel(space, SIZED_SHAPES)
+    least, most = (costs.of(a).multiply_adds for a in (space.smallest(choices), space.largest(choices)))
+    limits = Limits(multiply_adds=(least + most) // 2)
+    state = algorithm.init(model.supernet, generator(0), STEPS)
+    run_steps(algorithm, state, model, STEPS)
+    budget = Budget(limits, costs, lambda architecture: costs.of(architecture).multiply_adds, generator(0, 4))
+    found = algorithm.derive(state, budget)
+    require(budget.allows(found), "derive(state, budget) must keep the limits of the budget")
 
 
 def _check_seeds(algorithm: Algorithm[Any], toy: Callable[[], Solvable]) -> None:

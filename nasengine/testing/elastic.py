@@ -204,7 +204,7 @@ def check_second_order(space: Space, shapes: Shapes) -> None:
 def check_sorting(space: Space, shapes: Shapes) -> None:
     """The full network computes the same after its units change places at random."""
     supernet, inputs = random_supernet(space, shapes, 0), random_batch(shapes, 4, generator(1)).inputs
-    rng, sizes = generator(0, 5), units.feature_sizes(supernet)
+    rng, sizes = generator(0, 5), units.sortable(supernet)
     if not sizes:
         return
     supernet(inputs, random_mixture(supernet, 0))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor, nn
 
-from nasengine.architecture import Architecture
 from nasengine.elastic import ElasticDepth, Size
 from nasengine.layers import ElasticBatchNorm1d, ElasticConv1d, ElasticLinear
 from nasengine.seeding import generator
@@ -18,6 +16,9 @@ from nasengine.supernet import MixedOp
 from nasengine.task import Shapes
 from nasengine.testing._parts import random_batch, random_supernet
 from nasengine.testing.toys import Solvable
+
+SIZED_SHAPES: Final = Shapes((2, 5), 3)
+"""What `sized` is made for."""
 
 
 class _Block(nn.Module):
@@ -73,17 +74,13 @@ class SizedSpace(Space):
     def network(self, shapes: Shapes) -> nn.Module:
         return _Sized(shapes, self)
 
-    def idle(self, architecture: Architecture) -> Collection[str]:
-        left_out = range(int(architecture["depth"]) + 1, self.blocks + 1)
-        return [f"block{place}/{name}" for place in left_out for name in ("kernel", "hidden")]
-
 
 def sized(seed: int = 0, space: SizedSpace | None = None) -> Solvable:
     """A small elastic classifier of 3 classes in float64, with two batches of 16 random signals.
 
     Its statistics and norms are as after some training: none is at its start.
     """
-    shapes, rng = Shapes((2, 5), 3), generator(seed, 1)
+    shapes, rng = SIZED_SHAPES, generator(seed, 1)
     supernet = random_supernet(space or SizedSpace(), shapes, seed)
     with torch.no_grad():
         for norm in (module for module in supernet.modules() if isinstance(module, nn.BatchNorm1d)):

@@ -58,13 +58,14 @@ def check_space(space: Space | type[Space] | type[nn.Module], shapes: Shapes) ->
 
 
 def check_text(space: Space, shapes: Shapes, count: int = 50) -> None:
-    """Text forms read back, samples belong to the space, neighbours differ in one choice."""
+    """Text forms read back, samples belong to the space, neighbours differ in one choice that has an effect."""
     choices = space.choices(shapes)
     for architecture in varied(space, shapes, count):
         space.check(choices, architecture)
         require(list(architecture) == list(choices), "a sample must decide every choice, in their order")
         require(Architecture.parse(str(architecture)) == architecture, "Architecture.parse(str(a)) must be a")
         require(space.read(space.write(architecture)) == architecture, "space.read(space.write(a)) must be a")
+        require(space.read(str(architecture)) == architecture, "space.read(str(a)) must be a")
         require(space.canonical(choices, architecture) == architecture, "a sample must be in its canonical form")
     drawn = [next(samples(space, shapes, 1)) for _ in range(2)]
     require(drawn[0] == drawn[1], "sample must depend on the generator alone")
@@ -72,7 +73,8 @@ def check_text(space: Space, shapes: Shapes, count: int = 50) -> None:
     require(len(set(neighbours)) == len(neighbours), "neighbours must be different from each other")
     for neighbour in neighbours:
         space.check(choices, neighbour)
-        changed = [label for label in choices if neighbour[label] != drawn[0][label]]
+        idle = {*space.unused(choices, neighbour), *space.unused(choices, drawn[0])}
+        changed = [label for label in choices if neighbour[label] != drawn[0][label] and label not in idle]
         require(len(changed) == 1, f"a neighbour must differ in one choice, but differs in {changed}")
 
 

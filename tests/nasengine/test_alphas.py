@@ -96,3 +96,8 @@ def test_entropy() -> None:
     assert entropy(decided) == 0.0
     assert entropy({**decided, "b": torch.full((2,), 1 / 2)}) == pytest.approx(0.5, abs=1e-6)
     assert entropy({"only": torch.ones(1)}) == 0.0
+
+
+def test_entropy_of_weights_that_are_no_distribution() -> None:
+    assert entropy({"a": torch.tensor([-2.0, 2.0])}) == pytest.approx(1.0)
+    assert entropy({"a": torch.tensor([0.0, -3.0])}) == entropy({"a": torch.zeros(2)}) == 0.0

@@ -194,3 +194,13 @@ def test_changes_to_a_task_that_is_given(tmp_path: Path) -> None:
     assert changed.record["config"]["data"]["train_size"] == 20
     assert changed.record["facts"]["fingerprint"].startswith("20 + 10 of (3,)")
     assert len(task.dataset.train_targets) == 40 and torch.equal(task.split(0)[0], task.split(0)[0])
+
+
+def test_data_in_memory(tmp_path: Path) -> None:
+    data = regression_dataset()
+    found = nasengine.search(Dense(), "darts", data, settings=SEARCH, out=tmp_path)
+    assert found.record["config"]["data"]["name"] == "lines" and "derived_negative_mse" in found.record["result"]
+    assert nasengine.train(found.path, task=data, settings=TRAIN).test_score < 0
+    with pytest.raises(SettingError) as caught:
+        nasengine.search(Dense(), "darts", data.train_inputs, out=tmp_path / "other")  # type: ignore[arg-type]
+    assert str(caught.value) == "Data must be a text such as 'digits', a Dataset or a Task, but got Tensor."

@@ -355,3 +355,35 @@ def test_choices_of_a_kind_without_known_costs(make: Callable[[], nn.Module], la
         "Limits on cost need choices between operations, sizes and depths and at most one of a resolution, but "
         f"{label!r} is another one, of a {kind}; leave out the limits."
     )
+
+
+class Products(nn.Module):
+    """Attention written out: its products cost what no elastic layer knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        width = Size("width", (2, 5))
+        self.q, self.k, self.head = ElasticLinear(4, width), ElasticLinear(4, width), ElasticLinear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, None].expand(-1, 6, -1)
+        return torch.as_tensor(self.head((self.q(x) @ self.k(x).mT).mean(1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outside(Space):
+    name = "outside"
+
+    def network(self, shapes: Shapes) -> nn.Module:
+        return Products()
+
+
+def test_work_on_sizes_outside_of_elastic_layers_is_told() -> None:
+    counted, said = 2 * 6 * 4 * 2 + 36 * 2 + 18, 2 * 6 * 4 * 2 + 36 * 5 + 18
+    with pytest.raises(ArchitectureError) as caught:
+        CostModel(Outside(), SHAPES).check()
+    assert str(caught.value) == (
+        "Where costs are limited, all work on sizes must be done by elastic layers, but the smallest network of "
+        f"'outside' has {counted} multiply-adds and its layers say {said}; take ElasticAttention and the like, or "
+        "leave out the limits."
+    )

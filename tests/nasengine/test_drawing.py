@@ -15,6 +15,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from matplotlib.patches import FancyBboxPatch, PathPatch
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from nasengine import drawing
@@ -194,6 +195,14 @@ def test_text_of_a_chain_with_operations_on_nodes() -> None:
     assert drawing.text({"net": chain(3)}) == "\n".join(wanted)
 
 
+def test_a_number_alone_is_drawn_with_its_name() -> None:
+    graph = nx.DiGraph([("width", "pool")])
+    graph.nodes["width"]["operation"], graph.nodes["pool"]["operation"] = "16", "max_pool"
+    assert drawing.text({"net": graph}) == "net\n  width = 16\n  pool  = max_pool"
+    words = [text.get_text() for text in drawing.figure({"net": graph}).findobj(Text)]
+    assert "width 16" in words and "max pool" in words
+
+
 def test_text_wraps_at_eighty_columns() -> None:
     lines = drawing.text({"dense": dense(9)}).splitlines()
     assert max(map(len, lines)) <= 80
@@ -220,3 +229,14 @@ def test_changes_of_nodes_and_of_whole_cells() -> None:
         "a 1→2: link → none",
         "b 0: none → mbconv_3",
     ]
+
+
+def test_a_node_wider_than_a_page_is_whole(tmp_path: Path) -> None:
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_node("block", operation=", ".join(f"width{place} {place}" for place in range(40)))
+    graph.add_node("head", operation="linear")
+    graph.add_edge("block", "head")
+    drawing.draw({"mine": graph}, tmp_path / "chain.svg")
+    root = ElementTree.parse(tmp_path / "chain.svg").getroot()
+    width = float(root.attrib["width"].removesuffix("pt"))
+    assert width > 1000

@@ -19,6 +19,7 @@ from nasengine.layers import (
     ElasticConv1d,
     ElasticConv2d,
     ElasticDepthwiseConv2d,
+    ElasticEmbedding,
     ElasticLayerNorm,
     ElasticLinear,
     ElasticParameter,
@@ -26,6 +27,7 @@ from nasengine.layers import (
     put,
 )
 from nasengine.supernet import Gates, choices_of, fix
+from nasengine.units import permute
 from tests.nasengine.calls import (
     call,
     close,
@@ -145,6 +147,30 @@ def test_inputs_of_another_size_are_refused(layer: nn.Module, shape: tuple[int, 
 
 
 # Parameters
+
+
+@pytest.mark.parametrize("option", [0, 1, 2])
+def test_an_embedding_is_sliced_in_its_last_dimension(option: int) -> None:
+    layer, tokens = randomised(ElasticEmbedding(7, IN)), torch.tensor([[0, 6, 3], [2, 2, 1]])
+    mixture, architecture = hard(**{"in": option})
+    expected = layer.embedding.weight[tokens][..., : IN.values[option]]
+    assert torch.equal(call(layer, tokens, mixture), expected)
+    fixed = fix(layer, architecture)
+    assert isinstance(fixed, nn.Embedding) and fixed.num_embeddings == 7 and torch.equal(fixed(tokens), expected)
+    assert sum(p.numel() for p in fixed.parameters()) == declared_costs(layer, architecture)[0]
+    assert not torch.equal(fix(layer, architecture, inherit=False)(tokens), expected)
+
+
+def test_units_of_an_embedding_are_weighted_and_sorted_where_they_are_read() -> None:
+    layer, head = randomised(ElasticEmbedding(7, IN), 1), randomised(ElasticLinear(IN, 2), 2)
+    network, tokens = nn.Sequential(layer, head), torch.tensor([[0, 6, 3], [2, 2, 1]])
+    expected = (layer.embedding.weight[tokens] * IN_MASK) @ head.linear.weight.T + head.linear.bias
+    close(call(network, tokens, SHARES), expected)
+    before = call(network, tokens, {"in": 2})
+    order = torch.tensor([2, 0, 3, 1])
+    permute(network, {IN: order})
+    close(call(network, tokens, {"in": 2}), before)
+    assert not torch.equal(call(network, tokens, {"in": 0}), before)
 
 
 def test_a_parameter_is_sliced_in_its_last_dimension() -> None:
@@ -333,3 +359,9 @@ def test_declared_costs_without_inputs_of_channels() -> None:
         architecture = Architecture({"in": option})
         assert declared_costs(ElasticLayerNorm(IN), architecture) == (2 * int(option), 0)
         assert declared_costs(ElasticParameter((1, 6), IN), architecture) == (6 * int(option), 0)
+
+
+def test_layer_norm_of_units_whose_gates_are_all_zero() -> None:
+    size = Size("size", (2, 4))
+    layer = ElasticLayerNorm(size)
+    assert torch.isfinite(call(layer, numbers(3, 4).float(), {"size": Gates(torch.zeros(4))})).all()

@@ -157,7 +157,7 @@ def test_kernels_that_are_choices_are_odd() -> None:
 
 
 def test_kernels_of_one_size_are_odd() -> None:
-    with pytest.raises(ArchitectureError, match=r"^Kernels must be odd, so that they keep the size.*but got 4\.$"):
+    with pytest.raises(ArchitectureError, match=r"^Kernels must be odd, so that inputs keep their size, but got 4\.$"):
         ElasticConv2d(2, 2, 4)
 
 

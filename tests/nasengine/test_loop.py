@@ -391,3 +391,19 @@ def test_curves_on_a_full_disk(tmp_path: Path, writers: list[Writer], monkeypatc
     with pytest.raises(RunError, match="the disk is full; what was saved before is whole"):
         run(tmp_path, Toy())
     assert writers[0].closed
+
+
+def test_what_is_not_finite_from_the_start_is_no_divergence(tmp_path: Path) -> None:
+    class Masked(Toy):
+        mask = torch.full((2, 2), -torch.inf).triu(1)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"weight": self.weight, "masks": [self.mask]}
+
+    toy = Masked()
+    run(tmp_path / "whole", toy)
+    assert toy.finished == 1 and record(tmp_path / "whole")["status"] == "finished"
+    toy = Masked()
+    toy.at[5] = lambda toy: toy.weight.fill_(torch.inf)  # type: ignore[assignment, return-value]
+    with pytest.raises(DivergedError):
+        run(tmp_path / "broken", toy)

@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import nasengine
+from nasengine.architecture import Architecture
 from nasengine.elastic import ElasticDepth, Size
 from nasengine.errors import ArchitectureError, SettingError
 from nasengine.layers import ElasticLinear
@@ -253,3 +255,33 @@ def test_a_file_without_a_class() -> None:
     assert str(caught.value) == (
         "A file with a search space must come with a class in it, but got 'mine.py'; write mine.py:CLASS."
     )
+
+
+def test_the_graph_is_a_chain_of_named_groups() -> None:
+    architecture = Architecture.parse("width=4 block1/kernel=3 block1/act=tanh depth=2")
+    graph = module_space(Net)().graphs(architecture)["Net"]
+    assert dict(graph.nodes(data="operation")) == {"width": "4", "block1": "kernel 3, act tanh", "depth": "2"}
+    assert list(graph.edges) == [("width", "block1"), ("block1", "depth")]
+
+
+class Reading(nn.Module):
+    def __init__(self, shapes: Shapes) -> None:
+        super().__init__()
+        self.rates = [rate.item() for rate in torch.linspace(0, 1, 3)]
+        self.layer = ElasticLinear(4, Size("width", (2, 4)))
+
+
+def test_a_constructor_that_reads_tensors() -> None:
+    with pytest.raises(ArchitectureError) as caught:
+        module_space(Reading)().choices(SHAPES)
+    assert str(caught.value).endswith(
+        "; it is also made on the meta device, where tensors have no values: reckon with plain numbers."
+    )
+
+
+def test_sizes_may_be_numpy_numbers() -> None:
+    width = Size("width", (2, 4))
+    layer = ElasticLinear(np.prod((2, 2)), width)
+    assert layer.linear.weight.shape == (4, 4)
+    with pytest.raises(ArchitectureError, match="must be texts without space or '=', but choice 'op' has 3"):
+        MixedOp("op", {3: nn.ReLU(), 5: nn.Tanh()})  # type: ignore[dict-item]

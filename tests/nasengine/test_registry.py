@@ -231,3 +231,15 @@ def test_a_namesake_is_not_the_registered_class() -> None:
     assert issubclass(Mine, Algorithm) and Mine.name == "darts"
     spec: Any = ALGORITHMS.spec(Mine())
     assert spec.endswith("<locals>.Mine") and ALGORITHMS.spec(DartsSearch()) == "darts"
+
+
+@pytest.mark.parametrize("name", ["one.py", "__init__.py"])
+def test_a_scanned_file_that_is_broken(package: Path, name: str) -> None:
+    (package / name).write_text("import nowhere_to_be_found")
+    with pytest.raises(SettingError) as caught:
+        registry().names()
+    module = "toys_package.one" if name == "one.py" else "toys_package"
+    assert str(caught.value) == (
+        f"The module {module!r}, which is scanned for a search space, must be importable, but got ModuleNotFoundError: "
+        "No module named 'nowhere_to_be_found'."
+    )

@@ -83,7 +83,7 @@ def test_samples_are_open_and_every_open_option_comes(supernet: Supernet, progre
     for _ in range(100):
         architecture = stage.random(supernet, rng)
         supernet.space.check(supernet.choices, architecture)
-        idle = supernet.space.idle(architecture)
+        idle = supernet.space.unused(supernet.choices, architecture)
         for label in set(seen) - set(idle):
             seen[label].add(architecture[label])
     for label, choice in supernet.choices.items():

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture
+from nasengine.elastic import ElasticDepth, Size
 from nasengine.errors import ArchitectureError
+from nasengine.layers import ElasticLinear
 from nasengine.supernet import MixedOp, Shared, Supernet, Zero, choices_of, fix
 from nasengine.task import Batch
 from nasengine.testing import SmoothSpace, smooth
@@ -81,8 +83,11 @@ def test_a_choice_needs_a_mixture() -> None:
     network = mixed()
     with pytest.raises(ArchitectureError, match=r"Choice 'op' must be decided.*supernet\(inputs, mixture\)"):
         network(X)
-    with pytest.raises(ArchitectureError, match="Choice 'op' must be decided"):
-        supernet(network)(X, {"other": 0})
+    hidden = (
+        r"Choice 'op' must be decided by the mixture, but that has only other, more; .* in place of a Python list\.$"
+    )
+    with pytest.raises(ArchitectureError, match=hidden):
+        supernet(network)(X, {"other": 0, "more": 1})
 
 
 def test_nothing_outlives_a_call_even_one_that_fails() -> None:
@@ -99,8 +104,14 @@ def test_nothing_outlives_a_call_even_one_that_fails() -> None:
 def test_options_must_be_modules_of_one_shape() -> None:
     with pytest.raises(ArchitectureError, match=r"torch module, but 'relu' is builtin_function_or_method"):
         MixedOp("op", {"relu": torch.relu})  # type: ignore[dict-item]
+    with pytest.raises(
+        ArchitectureError, match="choice 'op' must be a dictionary of names and modules, but got a list;"
+    ):
+        MixedOp("op", [nn.ReLU()])  # type: ignore[arg-type]
     network = MixedOp("op", {"a": nn.Linear(2, 2), "b": nn.Linear(2, 1)})
-    with pytest.raises(ArchitectureError, match=r"choice 'op' must give one shape, but got \(2, 2\) and \(2, 1\)"):
+    with pytest.raises(
+        ArchitectureError, match=r"choice 'op' must give one shape, but got \(2, 2\) and \(2, 1\) from 'b'"
+    ):
         supernet(network)(X, {"op": torch.ones(2)})
 
 
@@ -111,6 +122,41 @@ def test_one_label_is_one_decision() -> None:
     unlike = nn.Sequential(mixed("same"), MixedOp("same", {"two": Times(2.0)}))
     with pytest.raises(ArchitectureError, match="choice 'same' must have the same options"):
         choices_of(unlike)
+
+
+def nested() -> nn.Module:
+    """A depth around an option with a choice of its own; the same width inside and outside; a choice in two layers."""
+    width, inner, twice = Size("width", (1, 2)), mixed("inner"), mixed("twice")
+    outer = MixedOp("outer", {"a": nn.Sequential(ElasticLinear(2, width), inner), "b": inner, "c": nn.Identity()})
+    only = MixedOp("only", {"a": mixed("within"), "b": nn.Identity()})
+    depth = ElasticDepth("depth", [nn.Identity(), nn.Sequential(only, twice), outer, mixed("last"), twice])
+    return nn.Sequential(depth, ElasticLinear(width, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "without"),
+    [
+        ({}, set()),
+        ({"depth": "4"}, set()),
+        ({"depth": "3"}, {"last"}),
+        ({"depth": "2"}, {"last", "outer", "inner"}),
+        ({"depth": "1"}, {"last", "outer", "inner", "only", "within", "twice"}),
+        ({"outer": "b"}, set()),
+        ({"outer": "c"}, {"inner"}),
+        ({"only": "b"}, {"within"}),
+        ({"only": "b", "depth": "3"}, {"within", "last"}),
+    ],
+)
+def test_choices_of_modules_that_are_left_out_have_no_effect(changes: dict[str, str], without: set[str]) -> None:
+    choices = choices_of(nested())
+    assert list(choices) == ["depth", "only", "within", "twice", "outer", "width", "inner", "last"]
+    architecture = {**{label: choice.options[0] for label, choice in choices.items()}, "depth": "5", **changes}
+    assert {label for label, choice in choices.items() if not choice.has_effect(architecture)} == without
+
+
+def test_places_do_not_tell_choices_apart() -> None:
+    inside, outside = choices_of(nested())["inner"], choices_of(mixed("inner"))["inner"]
+    assert inside == outside and hash(inside) == hash(outside) and inside.places != outside.places
 
 
 def test_shared_computes_once_per_call_and_input() -> None:
@@ -197,3 +243,23 @@ def test_evaluate_gives_the_loss_of_the_task() -> None:
     evaluation = net.evaluate(Batch(X, torch.zeros(2, 2)), {"op": 0})
     torch.testing.assert_close(evaluation.loss.detach(), (2 * X).square().mean())
     assert torch.equal(evaluation.outputs, 2 * X)
+
+
+def test_virtual_passes_begin_with_the_buffers_of_now() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("scale", torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = torch.as_tensor(self.scale * self.layer(x))
+            self.scale.add_(1)
+            return y
+
+    supernet = Supernet(SmoothSpace(), Scaled(), nn.functional.mse_loss)
+    x, weights = torch.ones(3, 2), dict(supernet.named_parameters())
+    first = supernet.forward_at(x, {}, weights)
+    assert torch.equal(supernet.forward_at(x, {}, weights), first)
+    supernet(x, {})
+    assert torch.equal(supernet.forward_at(x, {}, weights), 2 * first)

@@ -129,9 +129,10 @@ def test_a_training_is_no_search(ended: Path) -> None:
     [
         (None, "must be a readable file, but .* is not: No such file or directory"),
         (b"\x80\x81", "must be a readable file, but .* is not: not a text"),
-        (b"", "words of the form label=option, but the text is empty"),
-        (b"nonsense", "words of the form label=option, but got 'nonsense'"),
-        (b"a=b", "must decide 'normal/0-2'"),
+        (b"", "A genotype must be Genotype"),
+        (b"nonsense", "A genotype must be Genotype"),
+        (b"a=b", "A genotype must be Genotype"),
+        (b"normal/0-2=none", "must decide 'normal/1-2'"),
     ],
 )
 def test_an_architecture_file_that_is_none(tmp_path: Path, content: bytes | None, told: str) -> None:

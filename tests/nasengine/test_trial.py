@@ -252,3 +252,35 @@ def test_only_initialisation_draws_random_numbers() -> None:
         return random_state()["torch"].tolist()
 
     assert draws(lambda: check_network(Dense(), SHAPES)) == draws(lambda: Dense().network(SHAPES))
+
+
+def test_options_that_change_their_input() -> None:
+    def layers(*order: str) -> list[nn.Module]:
+        options = {"bad": nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6)), "skip": nn.Identity()}
+        return [nn.Linear(6, 6), MixedOp("op", {name: options[name] for name in order}), nn.Linear(6, 3)]
+
+    must = "What choice 'op' decides on must not change its input, but this does; set inplace=False in it (in '1"
+    assert told(lambda: layers("bad", "skip")).startswith(must)
+    assert told(lambda: layers("skip", "bad")).startswith(must)
+    deep = [nn.Linear(6, 6), ElasticDepth("depth", [nn.Tanh(), nn.ReLU(inplace=True)]), nn.Linear(6, 3)]
+    assert told(lambda: deep).startswith(must.replace("op", "depth"))
+
+
+def test_elastic_layers_that_share_a_weight() -> None:
+    def layers() -> list[nn.Module]:
+        one, other = ElasticLinear(6, WIDTH), ElasticLinear(6, WIDTH)
+        other.linear.weight = one.linear.weight
+        return [one, ElasticLinear(WIDTH, 6), other, ElasticLinear(WIDTH, 3)]
+
+    assert told(layers) == (
+        "Elastic layers must have weights of their own, but '0.linear' and '2.linear' share one; untie them."
+    )
+
+
+def test_plain_layers_may_share_a_weight() -> None:
+    def layers() -> nn.Module:
+        one, other = nn.Linear(6, 6), nn.Linear(6, 6)
+        other.weight = one.weight
+        return nn.Sequential(one, op(), other, nn.Linear(6, 3))
+
+    check_network(Made(make=layers), SHAPES)

@@ -240,3 +240,21 @@ def test_folding_touches_only_what_reads() -> None:
     changed = [name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])]
     assert changed == ["2.linear.weight"]
     close(network.state_dict()["2.linear.weight"], before["2.linear.weight"] * weights(2, 0, -1, 1))
+
+
+class Flat(nn.Module):
+    """Channels that are flattened together with their pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.more = ElasticConv2d(1, IN, 3), ElasticConv2d(IN, IN, 1)
+        self.middle, self.head = ElasticLinear(IN.map(lambda n: 9 * n), MID), ElasticLinear(MID, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(self.middle(self.more(self.conv(x)).flatten(1)).tanh()))
+
+
+def test_units_behind_a_flatten_keep_their_places() -> None:
+    network = Flat()
+    assert units.sortable(network) == [MID] and IN in units.feature_sizes(network)
+    assert units.gateable(network) == {"mid": MID}

@@ -345,7 +345,7 @@ def test_other_genotypes_are_refused(old: str, new: str, message: str) -> None:
         "Genotype(**{'normal': []})",
         "-" * 200_000 + "1",
         "(" * 3_000 + ")" * 3_000,
-        "normal/0-2=none",
+        "edge/0-2=none",
     ],
     ids=lambda text: repr(text[:20]),
 )

@@ -235,7 +235,7 @@ def test_other_texts_are_refused(old: str, new: str, message: str) -> None:
     assert not re.search(r"[.?!] [A-Z]", str(refused.value))
 
 
-@pytest.mark.parametrize("form", ["", "\0", "+" * 9, "||" * 99, "Genotype(normal=[])", "cell/0-1=none"], ids=repr)
+@pytest.mark.parametrize("form", ["", "\0", "+" * 9, "||" * 99, "Genotype(normal=[])", "edge=none"], ids=repr)
 def test_texts_of_another_kind(form: str) -> None:
     with pytest.raises(ArchitectureError, match=r"An architecture must have the form \|op~0\|\+"):
         SPACE.read(form)

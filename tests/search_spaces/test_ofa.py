@@ -69,11 +69,12 @@ def test_architectures_are_the_different_networks(space: OFA) -> None:
             space.check(choices, architecture)
 
 
-def test_a_block_can_only_be_left_out_or_come_with_its_first_options() -> None:
+def test_a_block_is_left_out_whole_and_comes_with_its_first_options() -> None:
     choices = SPACE.choices(DIGITS)
     start = SPACE.read("d=3,2 k=3,3,5,3,3 e=3,3,3,3,3")
-    depths = [n["unit1/depth"] for n in SPACE.neighbours(choices, start) if n["unit1/depth"] != "3"]
-    assert depths == ["4"]
+    without, deeper = (n for n in SPACE.neighbours(choices, start) if n["unit1/depth"] != "3")
+    assert SPACE.write(without) == "d=2,2 k=3,3,3,3 e=3,3,3,3"
+    assert SPACE.write(deeper) == "d=4,2 k=3,3,5,3,3,3 e=3,3,3,3,3,3"
     plain = SPACE.read("d=3,2 k=3,3,3,3,3 e=3,3,3,3,3")
     assert {n["unit1/depth"] for n in SPACE.neighbours(choices, plain)} == {"2", "3", "4"}
     labels = {label for n in SPACE.neighbours(choices, plain) for label in choices if n[label] != plain[label]}

@@ -16,10 +16,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import nasengine
+from nasengine.algorithms.darts import DARTS, DARTSState
 from nasengine.architecture import Architecture
 from nasengine.budget import Cost, CostModel
 from nasengine.config import resolve_space
+from nasengine.errors import LimitError
+from nasengine.evolution import Budget
 from nasengine.judging import Judge
+from nasengine.loop import Loop
 from nasengine.searching import SearchJob
 from nasengine.space import Space
 from nasengine.task import Shapes
@@ -278,3 +282,36 @@ def test_a_training_without_a_search_has_nothing_to_inherit(refuse: Refuse, sear
         "or leave out --inherit."
     )
     assert not list(Path().iterdir())
+
+
+class Lavish(DARTS):
+    """Does not look at the budget."""
+
+    name = "lavish"
+
+    def derive(self, state: DARTSState, budget: Budget | None = None) -> Architecture:
+        return state.supernet.space.largest(state.supernet.choices)
+
+
+def test_an_algorithm_that_breaks_the_limits_is_told(small: str, tmp_path: Path) -> None:
+    settings = (*SIZES, "search.epochs=1", "search.batch_size=8", "search.device=cpu")
+    limit = f"search.max_flops={between('transformer', 0.5).multiply_adds}"
+    with pytest.raises(LimitError) as caught:
+        nasengine.search("transformer", Lavish(), small, settings=(*settings, limit), out=tmp_path / "run")
+    assert str(caught.value) == (
+        "An algorithm must derive an architecture that keeps the limits, but 'lavish' did not; its derive(state, "
+        "budget) must heed the budget."
+    )
+
+
+def test_a_fine_tuning_that_ends_before_its_first_checkpoint_inherits_again(
+    cli: Run, searched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, arguments = searched / "transformer", ("--epochs", "1", "--batch-size", "8", "--device", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "__call__", lambda loop: loop.run.update({"status": "running"}) or 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            cli("train", run, "--inherit", *arguments)
+    assert cli("train", run, "--inherit", *arguments, "--resume").code == 0
+    assert cli("train", run, "--inherit", *arguments, "--out", "whole").code == 0
+    assert_same_run(run / "final", Path("whole"))

@@ -3,7 +3,10 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+
+import pytest
 
 from nasengine._cli.show import EPILOG
 from tests.nasengine._cli.conftest import Run
@@ -51,3 +54,32 @@ def test_the_example_works(cli: Run, ended: Path) -> None:
     shutil.copytree(ended, arguments[1])
     code, out, _ = cli(*arguments)
     assert code == 0 and out.endswith("drawn: cell.png\n") and Path("cell.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--genotype", "normal/0-2=skip_connect"), "The architecture must decide 'normal/1-2', but names only "),
+        (("--space", "nasbench201", "--genotype", "cell/0-1=none"), "The architecture must decide 'cell/0-2', but "),
+        (
+            ("--space", "transformer", "--genotype", "depth=two"),
+            "An architecture to show must be one of space 'transformer', but got 'depth=two'; name its space by ",
+        ),
+        (("--space", "ofa", "--genotype", "unit1/depth=x"), "An architecture to show must be one of space 'ofa', but "),
+        (
+            ("RUN", "--space", "nasbench201"),
+            "An architecture to show must be one of space 'nasbench201', but got 'norm",
+        ),
+    ],
+)
+def test_architectures_of_other_spaces(
+    refuse: Callable[..., str], ended: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    assert refuse("show", *(ended if part == "RUN" else part for part in arguments)).startswith(told)
+
+
+def test_show_the_text_of_an_architecture(cli: Run) -> None:
+    text = "cell/0-1=none cell/0-2=nor_conv_3x3 cell/1-2=skip_connect cell/0-3=none cell/1-3=none cell/2-3=avg_pool_3x3"
+    code, out, _ = cli("show", "--space", "nasbench201", "--genotype", text)
+    assert code == 0 and "|none~0|+|nor_conv_3x3~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|" in out
+    assert "\ncell(0)\n  1 = zero\n" in "\n" + out

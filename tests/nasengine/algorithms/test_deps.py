@@ -300,9 +300,8 @@ def test_nesterov_needs_momentum() -> None:
 
 def test_soft_labels_by_hand() -> None:
     outputs, soft = torch.randn(2, 5, 3, generator=generator(0), dtype=torch.float64).unbind()
-    supernet = sized().supernet
-    found = deps.distillation(supernet, outputs, torch.zeros(5, dtype=torch.int64), soft)
+    found = deps.distillation(outputs, torch.zeros(5, dtype=torch.int64), soft)
     torch.testing.assert_close(found, -(soft.softmax(1) * outputs.log_softmax(1)).sum(1).mean())
-    assert float(deps.distillation(supernet, soft, torch.zeros(5, dtype=torch.int64), soft)) < float(found)
-    numbers = deps.distillation(hidden(regression=True).supernet, outputs, torch.zeros(5, 3).double(), soft)
+    assert float(deps.distillation(soft, torch.zeros(5, dtype=torch.int64), soft)) < float(found)
+    numbers = deps.distillation(outputs, torch.zeros(5, 3).double(), soft)
     torch.testing.assert_close(numbers, F.mse_loss(outputs, soft))

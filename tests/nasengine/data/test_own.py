@@ -198,7 +198,9 @@ def test_absolute_leaves_other_specs() -> None:
 def test_rising_order_of_right(own: Path) -> None:
     task, stored = resolve_task(f"{own}:task", {}, {})
     assert (stored["train_portion"], stored["train_size"]) == (0.75, 16) and task.settings.train_size == 16
-    task, stored = resolve_task(f"{own}:task", {"name": "digits", "train_portion": 0.6}, {"train_size": "8"})
+    other = {"name": "digits", "train_portion": 0.6}  # what is stored belongs to its data
+    assert resolve_task(f"{own}:task", other, {})[0].settings.train_portion == 0.75
+    task, stored = resolve_task(None, {**other, "name": f"{own}:task"}, {"train_size": "8"})
     assert (task.settings.train_portion, len(task.dataset.train_targets)) == (0.6, 8)
     task, changed = resolve_task(task, {"name": "digits", "train_portion": 0.9}, {"train_size": "6"})
     assert (task.settings.train_portion, len(task.dataset.train_targets)) == (0.6, 6) and task.measure.name == "near"

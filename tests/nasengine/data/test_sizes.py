@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,3 +57,12 @@ def test_adjusting_twice_is_adjusting_once() -> None:
     twice = adjusted(once, settings)
     assert once.settings is settings and once.shapes.input == (3, 4, 4) and once.search_augment.crop == 0
     assert torch.equal(once.dataset.train_inputs, twice.dataset.train_inputs)
+
+
+@pytest.mark.parametrize("size", range(3, 60, 7))
+def test_fewer_are_as_many_as_asked_and_every_class_is_there(size: int) -> None:
+    targets = torch.tensor([0] * 50 + [1] * 9 + [2])
+    part = fewer(replace(image_dataset(), train_targets=targets), size)
+    counts = torch.bincount(part.train_targets, minlength=3)
+    assert len(part.train_targets) == size and counts.min() >= 1
+    assert (counts - torch.tensor([50, 9, 1]) * size / 60).abs().max() < 2

@@ -74,6 +74,13 @@ class Unsaved(DARTS):
         return super().step(state, train, valid)
 
 
+class Lavish(DARTS):
+    """Does not look at the budget."""
+
+    def derive(self, state: DARTSState, budget: Budget | None = None) -> Architecture:
+        return state.supernet.space.largest(state.supernet.choices)
+
+
 class Thawed:
     """Not a frozen dataclass, though it does what DARTS does."""
 
@@ -87,6 +94,7 @@ class Thawed:
         (Meddling(), "must change nothing"),
         (Leaking(), "mixture must carry no gradient"),
         (Unsaved(), "must continue bit for bit"),
+        (Lavish(), "must keep the limits of the budget"),
         (Thawed(), "must be a dataclass"),
     ],
     ids=lambda value: type(value).__name__,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -78,9 +78,6 @@ class SmallSpace(Space):
 
     def network(self, shapes: Shapes) -> nn.Module:
         return ElasticResolution("pixels", (3, 4), Small(self.middle, self.features))
-
-    def idle(self, architecture: Architecture) -> Collection[str]:
-        return ["block1/hidden"] if architecture["depth"] == "1" else ()
 
 
 class Square(ElasticLinear):
@@ -229,7 +226,7 @@ class Falling(Decision):
 
 
 class NeverIdle(SmallSpace):
-    def idle(self, architecture: Architecture) -> Collection[str]:
+    def unused(self, choices: Mapping[str, Choice], architecture: Architecture) -> Collection[str]:
         return ["heads"]
 
 
@@ -281,3 +278,9 @@ def test_check_space_checks_all_laws(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(testing.spaces, name, lambda space, shapes, name=name: ran.add(name))
     check_space(SmallSpace(), SHAPES)
     assert ran == laws
+
+
+def test_gradients_count_where_there_is_one_output() -> None:
+    space, shapes = SmallSpace(features=StopsGradient), replace(SHAPES, outputs=1)
+    with pytest.raises(AssertionError, match="must give the gradients of the extracted network"):
+        testing.check_slices(space, shapes)
