@@ -31,8 +31,10 @@ class Judge:
     def __init__(
         self, task: Task, settings: SearchSettings, train: Tensor, valid: Tensor, stream: int, device: torch.device
     ) -> None:
-        self.task, self.settings, self.train, self.valid = task, settings, train, valid
-        self.stream, self.device = stream, device
+        self.task, self.settings, self.valid, self.device = task, settings, valid, device
+        self._batches = Batches(
+            task, train, settings.batch_size, seed=settings.seed, stream=stream, augment=Augment(), device=device
+        )
 
     def supernet(self, supernet: Supernet, mixture: Mixture) -> float:
         """Of a supernet under a mixture."""
@@ -57,13 +59,4 @@ class Judge:
         return evaluation_batches(self.task, data.train_inputs[chosen], data.train_targets[chosen], size, self.device)
 
     def _recalibration(self) -> Iterable[Batch]:
-        batches = Batches(
-            self.task,
-            self.train,
-            self.settings.batch_size,
-            seed=self.settings.seed,
-            stream=self.stream,
-            augment=Augment(),
-            device=self.device,
-        )
-        return (batches[step] for step in range(min(_RECALIBRATION_BATCHES, len(batches))))
+        return (self._batches[step] for step in range(min(_RECALIBRATION_BATCHES, len(self._batches))))

@@ -13,34 +13,57 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def experiment() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("cifar10_search", ROOT / "results" / "cifar10_search.py")
+SEARCH = "cifar10_search"
+EXPERIMENTS = (SEARCH, "cifar10_elastic", "cifar10_slimming", "nasbench201_search")
+DOCUMENTS = [("README.md", SEARCH), ("README.md", "nasbench201_search")]
+DOCUMENTS += [("results/README.md", name) for name in EXPERIMENTS]
+
+
+def _experiment(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "results" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def _rows() -> list[dict[str, str]]:
-    with (ROOT / "results" / "cifar10-search.csv").open(encoding="utf-8", newline="") as file:
+def _rows(name: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / f"{name.replace('_', '-')}.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_the_table_is_the_summary_of_the_rows(experiment: ModuleType) -> None:
-    written = (ROOT / "results" / "cifar10-search.md").read_text(encoding="utf-8").splitlines()
-    assert experiment.summary(_rows()).splitlines()[:-1] == written[:-1]
+def _written(name: str) -> str:
+    return (ROOT / "results" / f"{name.replace('_', '-')}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
-def test_the_table_stands_in_the_documents(name: str) -> None:
-    table = (ROOT / "results" / "cifar10-search.md").read_text(encoding="utf-8").split("\n\n")[0]
-    assert table in (ROOT / name).read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_table_is_the_summary_of_the_rows(name: str) -> None:
+    assert _experiment(name).summary(_rows(name)).splitlines()[:-1] == _written(name).splitlines()[:-1]
 
 
-def test_every_method_has_every_seed(experiment: ModuleType) -> None:
-    runs = {(row["method"], int(row["seed"])) for row in _rows()}
-    assert runs == {(method, seed) for method in experiment.METHODS for seed in experiment.SEEDS}
+@pytest.mark.parametrize(
+    ("document", "name"),
+    [
+        *(("results/README.md", name) for name in EXPERIMENTS),
+        ("README.md", SEARCH),
+        ("README.md", "nasbench201_search"),
+    ],
+)
+def test_the_table_stands_in_the_documents(document: str, name: str) -> None:
+    assert _written(name).split("\n\n")[0] in (ROOT / document).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_method_has_every_seed(name: str) -> None:
+    experiment, rows = _experiment(name), _rows(name)
+    if name == "cifar10_slimming":
+        runs = {(row["removed"], row["way"], int(row["seed"])) for row in rows}
+        ways = [(str(share), way) for share in experiment.SHARES for way in (experiment.WAYS if share else ("none",))]
+        assert runs == {(*way, seed) for way in ways for seed in experiment.SEEDS}
+    else:
+        assert {(row["method"], int(row["seed"])) for row in rows} == {
+            (method, seed) for method in experiment.METHODS for seed in experiment.SEEDS
+        }
 
 
 def test_results_are_small_text() -> None:
@@ -51,7 +74,7 @@ def test_results_are_small_text() -> None:
 
 
 def test_links_of_the_documents_lead_somewhere() -> None:
-    for name in ("README.md", "CONTRIBUTING.md", "results/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "results/README.md", "docs/spaces-and-algorithms.md"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             assert target.startswith("https://") or (ROOT / name).parent.joinpath(target).exists(), f"{name}: {target}"
