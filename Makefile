@@ -8,10 +8,10 @@ search: $(RUN)/final/network.safetensors
 	$(BIN)/nasengine show $(RUN)/final
 
 $(RUN)/final/network.safetensors: $(RUN)/architecture.txt
-	$(BIN)/nasengine train $(RUN) --epochs 30 --set space.channels=8 --set space.layers=4 --set train.drop_path=0 $(if $(wildcard $(RUN)/final/run.json),--resume)
+	OMP_NUM_THREADS=1 $(BIN)/nasengine train $(RUN) --epochs 30 --set space.channels=8 --set space.layers=4 --set train.drop_path=0 $(if $(wildcard $(RUN)/final/run.json),--resume)
 
 $(RUN)/architecture.txt: | .venv/installed
-	$(BIN)/nasengine search --space darts --algo rarts --data digits --epochs 8 --set space.channels=8 --set space.layers=3 \
+	OMP_NUM_THREADS=1 $(BIN)/nasengine search --space darts --algo rarts --data digits --epochs 8 --set space.channels=8 --set space.layers=3 \
 	    --set algo.alphas.lr=0.01 --out $(RUN) $(if $(wildcard $(RUN)/run.json),--resume)
 
 test: .venv/installed-tests

@@ -180,10 +180,11 @@ class CostModel:
             alone = self._least(lambda cost, i=place: cost[i], best) if limit else best  # type: ignore[misc]
             least = self.of(alone)[place]
             if limit and least > limit:
-                what = Cost._fields[place].replace("_", "-")
+                what, changes = Cost._fields[place].replace("_", "-"), self.space.final_changes()
+                form = f" as it is trained by default, {changes}" if changes else ""
                 return (
                     f"The limit must leave an architecture of space {self.space.name!r}, but {option} {limit:,} is "
-                    f"below the {least:,} {what} of its smallest network; give {least} or more."
+                    f"below the {least:,} {what} of its smallest network{form}; give {least} or more."
                 )
         cost = self.of(best)
         return (

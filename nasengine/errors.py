@@ -19,7 +19,13 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+PLUGIN_FILE: Final = "nasengine_plugin_"
+"""Begins the names of the modules of users' files."""
 
 
 class NasengineError(Exception):
@@ -79,6 +85,9 @@ class InterruptedRun(NasengineError, RuntimeError):
 
 
 def reason(error: BaseException) -> str:
-    """A stranger's error as a part of a sentence: its type and what it says, on one line and without full stops."""
+    """A stranger's error as a part of a sentence: its type, what it says on one line, the line of a user's file."""
     said = re.sub(r"[.!?] (?=[A-Z])", "; ", " ".join(str(error).split()))
-    return f"{type(error).__name__}: {said}".rstrip(".: ")
+    frames = traceback.walk_tb(error.__traceback__)
+    lines = [(f, line) for f, line in frames if f.f_globals.get("__name__", "").startswith(PLUGIN_FILE)]
+    place = [f" ({Path(frame.f_code.co_filename).name}, line {line})" for frame, line in lines[-1:]]
+    return f"{type(error).__name__}: {said}".rstrip(".: ") + "".join(place)

@@ -18,15 +18,14 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Final, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from nasengine.algorithm import Algorithm
-from nasengine.errors import NasengineError, SettingError, UnknownNameError, reason
+from nasengine.errors import PLUGIN_FILE, NasengineError, SettingError, UnknownNameError, reason
 from nasengine.module_space import as_space
 from nasengine.space import Space
 
 T = TypeVar("T")
-_FILE: Final = "nasengine_plugin_"  # begins the names of modules from files
 
 
 class Registry(Generic[T]):
@@ -140,7 +139,7 @@ class Registry(Generic[T]):
             return name
         home = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
         script = kind.__module__ == "__main__" and home.endswith(".py")
-        where = home if script or kind.__module__.startswith(_FILE) else kind.__module__
+        where = home if script or kind.__module__.startswith(PLUGIN_FILE) else kind.__module__
         return f"{where}:{kind.__qualname__}"
 
     @staticmethod
@@ -158,7 +157,14 @@ def load_named(kind: str, spec: str) -> object:
 
     def load() -> object:
         module = _from_file(Path(where)) if where.endswith(".py") else _from_name(where)
-        return functools.reduce(getattr, name.split("."), module)
+        try:
+            return functools.reduce(getattr, name.split("."), module)
+        except AttributeError:
+            mine = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__]
+            raise SettingError(
+                f"The {kind} {spec!r} must name something in its file, but there is no {name!r}; it has "
+                f"{', '.join(mine) or 'nothing'}."
+            ) from None
 
     return in_one_sentence(_must_be_importable(kind, spec), load)
 
@@ -212,7 +218,7 @@ def _from_file(path: Path) -> ModuleType:
     script = sys.modules["__main__"]
     if path == Path(getattr(script, "__file__", None) or "").resolve():
         return script
-    name = f"{_FILE}{path.stem}_{zlib.crc32(path.read_bytes(), zlib.crc32(str(path).encode())):08x}"
+    name = f"{PLUGIN_FILE}{path.stem}_{zlib.crc32(path.read_bytes(), zlib.crc32(str(path).encode())):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)

@@ -165,6 +165,7 @@ class SearchJob:
             f"supernet_{self.task.measure.name}": supernet,
             f"derived_{self.task.measure.name}": derived,
             **self._cost(architecture),
+            "trained_with": self.space.final_changes(),
             **self._known(architecture),
         }
 

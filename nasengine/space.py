@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
 from nasengine.errors import ArchitectureError, SettingError
+from nasengine.settings import plain
 from nasengine.supernet import Supernet, choices_of, fix
 from nasengine.task import Shapes
 
@@ -124,6 +125,11 @@ class Space(abc.ABC):
     def final(self) -> Self:
         """The settings with which a derived network is trained from scratch: these, unless a space has others."""
         return self
+
+    def final_changes(self) -> str:
+        """What `final` changes, as settings: "space.channels=36 space.layers=20"; empty if nothing."""
+        mine, final = plain(self), plain(self.final())
+        return " ".join(f"space.{name}={value}" for name, value in final.items() if value != mine[name])
 
     def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
         """The stand-alone network of an architecture, with new weights; in training it may give (logits, auxiliary)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nasengine.architecture import Choice
 from nasengine.cost import multiply_adds
 from nasengine.errors import ArchitectureError, NasengineError, reason
+from nasengine.seeding import generator
 from nasengine.space import Space
 from nasengine.supernet import Decision, Mixture, Supernet
 from nasengine.task import Shapes
@@ -18,12 +19,14 @@ from nasengine.units import elastic_layers
 
 _BATCH = 2
 _LEVELS = 6  # steps from all smallest to all largest sizes
+_ROUNDING = 1e-3  # a wrong unit makes a larger difference
 
 
 def check_network(space: Space, shapes: Shapes, device: torch.device | None = None) -> None:
-    """Runs a network of a space on two inputs of zeros, which together cost about a step of a search.
+    """Runs a network of a space on two random inputs, which together cost about a step of a search.
 
-    It runs with all options at once, with a few architectures that have every operation, and without its choices.
+    It runs with all options at once, with a few architectures that have every operation and any two sizes at different
+    ends, with all weight on their options, and without its choices.
 
     Raises:
         ArchitectureError: there is nothing to choose, the network fails, or its outputs are not (batch, outputs).
@@ -39,11 +42,15 @@ def check_network(space: Space, shapes: Shapes, device: torch.device | None = No
     together = trials.failure(trials.even())
     if together is not None and together.mended:
         raise ArchitectureError(together.sentence())
-    failures = [(level, trials.failure(level)) for level in _levels(supernet.choices)]
+    levels, crossed = _levels(supernet.choices), _crossed(supernet.choices)
+    failures = [(level, trials.failure(level)) for level in levels]
+    if all(failure is None for _, failure in failures):
+        failures += [(level, trials.failure(level)) for level in crossed]
     if any(failure is not None for _, failure in failures):
         raise ArchitectureError(_blamed(trials, failures))
     if together is not None:
         raise ArchitectureError(together.sentence(f"The network of {space.name!r} must run on weighted options"))
+    _check_weights(trials, [levels[0], *crossed])
     _check_alone(space, shapes, supernet.choices)
 
 
@@ -80,7 +87,7 @@ class _Trials:
 
     def __init__(self, supernet: Supernet, shapes: Shapes, device: torch.device) -> None:
         self.supernet, self.shapes = supernet.to(device), shapes
-        self.inputs = shapes.zeros(_BATCH).to(device)
+        self.inputs = _random(shapes).to(device)
         self._running: list[str] = []
         for name, module in supernet.network.named_modules():
             told = f"in {name!r}, {type(module).__name__}" if name else ""
@@ -94,6 +101,14 @@ class _Trials:
         """All options of all choices with equal weights."""
         counts = {label: len(choice.options) for label, choice in self.supernet.choices.items()}
         return {label: torch.full((count,), 1 / count, device=self.inputs.device) for label, count in counts.items()}
+
+    def moved(self, places: Mapping[str, int]) -> bool:
+        """Whether the outputs change when options have all the weight in place of being alone."""
+        like, choices = next(self.supernet.parameters()), self.supernet.choices
+        weights = {k: torch.eye(len(c.options)).to(like)[places[k]] for k, c in choices.items()}
+        with torch.no_grad():
+            alone, weighed = (self.supernet(self.inputs, mixture) for mixture in (places, weights))
+        return float((weighed - alone).abs().max()) > _ROUNDING * float(alone.abs().max())
 
     def failure(self, mixture: Mixture) -> _Failure | None:
         """How a call under a mixture fails, if it does."""
@@ -146,6 +161,37 @@ def _levels(choices: Mapping[str, Choice]) -> list[dict[str, int]]:
     return [{label: place(choice, level) for label, choice in choices.items()} for level in range(steps + 1)]
 
 
+def _crossed(choices: Mapping[str, Choice]) -> list[dict[str, int]]:
+    """Places such that any two sizes are once the smallest and the largest, and once the other way round.
+
+    The binary digits of their numbers say which; what leaves out other choices stays at its largest.
+    """
+    around = {label for choice in choices.values() for place in choice.places for label in place}
+    sizes = [label for label, choice in choices.items() if choice.ordinal and label not in around]
+    largest = {label: len(choice.options) - 1 if choice.ordinal else 0 for label, choice in choices.items()}
+    digits = range((len(sizes) - 1).bit_length() if sizes else 0)
+    return [
+        {**largest, **{label: 0 for number, label in enumerate(sizes) if (number >> digit & 1) == side}}
+        for digit in digits
+        for side in (0, 1)
+    ]
+
+
+def _check_weights(trials: _Trials, levels: Sequence[Mapping[str, int]]) -> None:
+    """Raises ArchitectureError if sizes with all the weight on one option compute something else than that option."""
+    choices = trials.supernet.choices
+    ordinal = [label for label, choice in choices.items() if choice.ordinal]
+    if not ordinal or not any(map(trials.moved, levels)):
+        return
+    last = {label: len(choice.options) - 1 for label, choice in choices.items()}
+    alone = [label for label in ordinal if trials.moved({**last, label: 0})]
+    raise ArchitectureError(
+        f"The network of {_name(trials)} must compute the same with a size alone and with all the weight on it, but "
+        f"does not for {' and '.join(map(repr, alone or ordinal))}; add what has an elastic width and do not "
+        "concatenate or reshape it, or read the parts by a layer each."
+    )
+
+
 def _blamed(trials: _Trials, failures: list[tuple[dict[str, int], _Failure | None]]) -> str:
     """The sentence about the choice that is found by changing one at a time."""
     bad, first = next((level, failure) for level, failure in reversed(failures) if failure is not None)
@@ -189,6 +235,13 @@ def _told(trials: _Trials, label: str, place: int, failure: _Failure) -> str:
     sized = "take an elastic layer of that size, or leave the option out"
     advice = sized if choice.ordinal else "let all options give one shape"
     return failure.sentence(must, f"with {label}={choice.options[place]}", advice)
+
+
+def _random(shapes: Shapes) -> Tensor:
+    rng = generator(0)
+    if shapes.vocabulary:
+        return torch.randint(shapes.vocabulary, (_BATCH, *shapes.input), generator=rng)
+    return torch.randn(_BATCH, *shapes.input, generator=rng)
 
 
 def _name(trials: _Trials) -> str:

@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
         typer.echo(f"nasengine: {error.format_message().rstrip('.')}.", err=True)
         return int(getattr(error, "exit_code", 2))
     if code == _STOPPED:
-        typer.echo("nasengine: Stopped; what was saved before is whole: go on with --resume.", err=True)
+        typer.echo(
+            "nasengine: Stopped: give the same command again, with --resume if its directory is there.", err=True
+        )
     return int(code or 0)
 
 

@@ -12,7 +12,7 @@ Data = Annotated[
     typer.Option(
         help=(
             "digits, sklearn:NAME, cifar10:PATH, cifar100:PATH, imagefolder:PATH, npz:PATH, or your own as "
-            "FILE.py:NAME or MODULE:NAME.  [default: digits]"
+            "FILE.py:NAME or MODULE:NAME.  [default: digits, or that of RUN]"
         ),
         metavar="SPEC",
         show_default=False,

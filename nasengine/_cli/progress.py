@@ -102,6 +102,8 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
         "multiply_adds": "multiply-adds: {:,}",
         "seconds": "seconds: {:,.1f}",
     }
+    if form := result.get("trained_with"):
+        lines["parameters"] += f", as it is trained by default ({form})"
     typer.echo("")
     for name, line in lines.items():
         if name in result:

@@ -88,4 +88,4 @@ def search(
         again = f"nasengine search --out {shlex.quote(str(progress.path))} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
     print_run(result.path)
-    typer.echo(f"\nNext: nasengine train {shlex.quote(str(result.path))}")
+    typer.echo(f"\nNext: nasengine train {shlex.quote(str(result.path))}\n  --dry-run says how long that takes")

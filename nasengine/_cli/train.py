@@ -28,7 +28,10 @@ def train(
         Path | None, typer.Option(help="In place of RUN: an architecture.txt.", metavar="FILE", show_default=False)
     ] = None,
     space: Annotated[
-        str | None, typer.Option(help="The space of the text.  [default: darts]", metavar="NAME", show_default=False)
+        str | None,
+        typer.Option(
+            help="The space of the text.  [default: darts, or that of RUN]", metavar="NAME", show_default=False
+        ),
     ] = None,
     inherit: Annotated[
         bool, typer.Option("--inherit", help="Start from the search's weights: fine-tune, not from scratch.")

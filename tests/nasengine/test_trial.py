@@ -284,3 +284,29 @@ def test_plain_layers_may_share_a_weight() -> None:
         return nn.Sequential(one, op(), other, nn.Linear(6, 3))
 
     check_network(Made(make=layers), SHAPES)
+
+
+def test_two_widths_that_agree_only_when_both_are_largest() -> None:
+    one, other = Size("one", (4, 8)), Size("other", (4, 8))
+    assert told(lambda: [ElasticLinear(6, one), ElasticLinear(other, 3)]) == (
+        "An ElasticLinear must get the 4 that choice 'other' decides, but got 8; give it and the layer before it one "
+        "size (in '1', ElasticLinear, with other=4)."
+    )
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = ElasticLinear(6, WIDTH), ElasticLinear(6, WIDTH)
+        self.head = ElasticLinear(WIDTH.map(lambda n: 2 * n), 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.head(torch.cat([self.one(x), self.two(x)], 1)))
+
+
+def test_widths_that_are_concatenated() -> None:
+    assert told(lambda: [Joined()]) == (
+        "The network of 'made' must compute the same with a size alone and with all the weight on it, but does not "
+        "for 'width'; add what has an elastic width and do not concatenate or reshape it, or read the parts by a layer "
+        "each."
+    )

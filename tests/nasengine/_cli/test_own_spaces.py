@@ -132,7 +132,10 @@ def test_constructors_that_are_wrong(refuse: Refuse, arguments: str, sentence: s
     ("space", "sentence"),
     [
         ("mine.py", "A file with a search space must come with a class in it, but got 'mine.py'; write mine.py:CLASS."),
-        ("mine.py:Gone", "The search space 'mine.py:Gone' must be importable, but got AttributeError: module "),
+        (
+            "mine.py:Gone",
+            "The search space 'mine.py:Gone' must name something in its file, but there is no 'Gone'; it has Mine.",
+        ),
         (
             "mine.py:WIDTH",
             "The search space 'mine.py:WIDTH' must be a subclass of Space or of torch.nn.Module, but is not: it is of "
@@ -155,3 +158,14 @@ def test_settings_of_ones_own(cli: Run, refuse: Refuse) -> None:
     code, out, err = cli("search", "--space", space, *QUICK, "--set", "space.sizes=3,4", "--out", "run")
     assert code == 0 and err == "" and "\nMine\n  width = " in out
     assert record(Path("run"))["config"]["space"] == {"name": f"{Path.cwd()}/mine.py:Mine", "width": 3, "sizes": [3, 4]}
+
+
+def test_the_line_of_a_mistake_is_told(refuse: Refuse) -> None:
+    space = write(GOOD)
+    with Path("mine.py").open("a", encoding="utf-8") as file:
+        file.write("\n    def forward(self, x):\n        return super().forward(x).undefined()\n")
+    line = 1 + Path("mine.py").read_text(encoding="utf-8").splitlines().index(
+        "        return super().forward(x).undefined()"
+    )
+    told = f"AttributeError: 'Tensor' object has no attribute 'undefined' (mine.py, line {line})"
+    assert told in refuse("search", "--space", space, *QUICK)

@@ -29,7 +29,9 @@ def test_a_search_is_told_and_kept(cli: Run, small: str, ended: Path) -> None:
     assert "\nnormal(c_{k-2}, c_{k-1})\n" in out and f"\n{found['genotype']}\n" in out
     assert f"\nvalidation accuracy of the supernet: {found['supernet_accuracy']:.2%}\n" in out
     assert f"\nin {where}: run.json, history.csv, cells.svg, cells.png\n" in out
-    assert out.endswith(f"\nNext: nasengine train {where}\n")
+    assert out.endswith(f"\nNext: nasengine train {where}\n  --dry-run says how long that takes\n")
+    default = "as it is trained by default (space.channels=36 space.layers=20 space.auxiliary=True)"
+    assert f"\nparameters: {found['parameters']:,}, {default}\n" in out
     assert_same_run(Path(where), ended)
 
 
@@ -86,7 +88,7 @@ def test_ctrl_c_before_it_began(cli: Run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(searching, "search", stop)
     code, out, err = cli("search")
     assert (code, out) == (130, "")
-    assert err == "nasengine: Stopped; what was saved before is whole: go on with --resume.\n"
+    assert err == "nasengine: Stopped: give the same command again, with --resume if its directory is there.\n"
 
 
 def test_resume_goes_on(cli: Run, stopped: Path, ended: Path) -> None:

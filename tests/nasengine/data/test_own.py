@@ -133,7 +133,7 @@ def test_a_scheme_that_is_none(spec: str) -> None:
 @pytest.mark.parametrize(
     ("name", "error", "told"),
     [
-        ("gone", SettingError, "must be importable, but got AttributeError: module .* has no attribute 'gone'"),
+        ("gone", SettingError, "must name something in its file, but there is no 'gone'; it has make, broken"),
         ("broken", SettingError, "The function behind the data .* must return without an error, but got RuntimeError"),
         ("quits", SettingError, "must return without an error, but got SystemExit: 3"),
         ("needs", SettingError, "must return without an error, but got TypeError: needs.. missing 1 required"),
@@ -154,8 +154,8 @@ def test_names_that_are_no_data(own: Path, name: str, error: type[Exception], to
     [
         (None, r"A plug-in file must exist, but .*broken.py does not\.$"),
         ("1 +", "must be importable, but got SyntaxError: invalid syntax"),
-        ("import sys; sys.exit('enough')", r"must be importable, but got SystemExit: enough\.$"),
-        ("raise OSError('no\\nluck.')", r"must be importable, but got OSError: no luck\.$"),
+        ("import sys; sys.exit('enough')", r"must be importable, but got SystemExit: enough \(broken\.py, line 1\)\.$"),
+        ("raise OSError('no\\nluck.')", r"must be importable, but got OSError: no luck \(broken\.py, line 1\)\.$"),
         ("import nothing_of_this_name", "must be importable, but got ModuleNotFoundError"),
     ],
 )
