@@ -30,10 +30,12 @@ class Space(abc.ABC):
 
     A subclass is a frozen dataclass with a class attribute `name` that writes `network`: ordinary PyTorch with
     choices inside. A space with rules of its own overrides `derive` and `check`; one with a training form of its own
-    overrides `final` and `build`.
+    overrides `final` and `build`. A space without a supernet is not `searchable`: it overrides `choices` and `build`,
+    and its `network` raises a SettingError.
     """
 
     name: ClassVar[str] = ""
+    searchable: ClassVar[bool] = True
 
     @abc.abstractmethod
     def network(self, shapes: Shapes) -> nn.Module:

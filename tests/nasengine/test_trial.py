@@ -240,7 +240,7 @@ def test_spaces_that_fit(shapes: Shapes) -> None:
     check_network(Dense(), shapes)
 
 
-@pytest.mark.parametrize("name", SPACES.names())
+@pytest.mark.parametrize("name", [name for name in SPACES.names() if SPACES[name].searchable])
 def test_registered_spaces_fit(name: str) -> None:
     check_network(SPACES[name](), Shapes((3, 16, 16), 5))
 

@@ -14,6 +14,7 @@ from nasengine.testing import check_space
 SMALL: dict[str, dict[str, Any]] = {
     "darts": {"channels": 4, "layers": 3, "nodes": 2},
     "nasbench201": {"channels": 4, "cells": 1},
+    "nasbench101": {"channels": 4, "stacks": 2, "cells": 1},
     "ofa": {"units": 2, "depths": (1, 2), "width": 0.25, "resolutions": (4, 8)},
     "transformer": {"embedding": 16, "depth": 2, "heads": 2, "mlp": 24},
 }
