@@ -99,7 +99,10 @@ def split_assignments(assignments: list[str], groups: tuple[str, ...]) -> dict[s
         name, equals, value = assignment.partition("=")
         group, dot, rest = name.strip().partition(".")
         if not equals or not dot:
-            raise SettingError(f"A setting must be group.name=value such as {groups[0]}.x=1, but got {assignment!r}.")
+            raise SettingError(
+                f"A setting must be group.name=value such as {groups[0]}.x=1, but got {assignment!r}; 'nasengine list' "
+                "names all."
+            )
         if group not in split:
             raise UnknownNameError("group of settings", group, groups)
         split[group][rest] = value.strip()

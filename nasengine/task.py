@@ -139,13 +139,13 @@ class Dataset:
         if not plain and (inputs.dtype, inputs.ndim) != (torch.uint8, 4):
             raise DataError(
                 f"{where} must be (N, C, H, W) uint8 images, (N, ...) float32 numbers or (N, ...) int64 tokens, not "
-                f"{inputs.dtype} of shape {tuple(inputs.shape)}."
+                f"{inputs.dtype} of shape {tuple(inputs.shape)}; convert them."
             )
         if inputs.numel() == 0 or _ndim_of_targets(targets) != targets.ndim or len(targets) != len(inputs):
             came = f"inputs of shape {tuple(inputs.shape)} and {targets.dtype} targets of shape {tuple(targets.shape)}"
             raise DataError(
                 f"{where} must have one int64 target, or a row (N, k) of float32 targets, for each of at least one "
-                f"input, but has {came}."
+                f"input, but has {came}; convert or reshape them."
             )
         self._check_values(where, inputs, targets)
 
@@ -161,7 +161,10 @@ class Dataset:
                 raise DataError(f"{where} must have one target for each name in classes, but has {came}.")
         elif int(targets.min()) < 0 or int(targets.max()) >= len(self.classes):
             low, high = int(targets.min()), int(targets.max())
-            raise DataError(f"{where} must have targets 0 to {len(self.classes) - 1}, but has {low} to {high}.")
+            raise DataError(
+                f"{where} must have targets 0 to {len(self.classes) - 1}, one for each name in classes, but has {low} "
+                f"to {high}; number them from 0."
+            )
 
     def _check_alike(self, what: str, train: Tensor, test: Tensor) -> None:
         if train.dtype != test.dtype:

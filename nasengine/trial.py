@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -50,7 +50,7 @@ def check_network(space: Space, shapes: Shapes, device: torch.device | None = No
         raise ArchitectureError(_blamed(trials, failures))
     if together is not None:
         raise ArchitectureError(together.sentence(f"The network of {space.name!r} must run on weighted options"))
-    _check_weights(trials, [levels[0], *crossed])
+    _check_weights(trials, levels[0])
     _check_alone(space, shapes, supernet.choices)
 
 
@@ -177,11 +177,11 @@ def _crossed(choices: Mapping[str, Choice]) -> list[dict[str, int]]:
     ]
 
 
-def _check_weights(trials: _Trials, levels: Sequence[Mapping[str, int]]) -> None:
+def _check_weights(trials: _Trials, smallest: Mapping[str, int]) -> None:
     """Raises ArchitectureError if sizes with all the weight on one option compute something else than that option."""
     choices = trials.supernet.choices
     ordinal = [label for label, choice in choices.items() if choice.ordinal]
-    if not ordinal or not any(map(trials.moved, levels)):
+    if not ordinal or not trials.moved(smallest):
         return
     last = {label: len(choice.options) - 1 for label, choice in choices.items()}
     alone = [label for label in ordinal if trials.moved({**last, label: 0})]

@@ -195,8 +195,14 @@ class TestDataset:
             ({"train_inputs": torch.zeros(60, 3, 8, 10, dtype=torch.float64)}, r"float64 of shape \(60, 3, 8, 10\)"),
             ({"train_inputs": torch.zeros(60, 8, 10, dtype=torch.uint8)}, r"\(N, C, H, W\) uint8 images"),
             ({"test_targets": torch.zeros(9, dtype=torch.int64)}, "The test part of toy must have one int64 target"),
-            ({"train_targets": torch.arange(60) % 4}, "must have targets 0 to 2, but has 0 to 3"),
-            ({"test_targets": torch.arange(10) - 1}, "must have targets 0 to 2, but has -1 to 8"),
+            (
+                {"train_targets": torch.arange(60) % 4},
+                "must have targets 0 to 2, one for each name in classes, but has 0 to 3",
+            ),
+            (
+                {"test_targets": torch.arange(10) - 1},
+                "must have targets 0 to 2, one for each name in classes, but has -1 to 8",
+            ),
             ({"train_targets": torch.arange(60) % 2}, "must have a training example, but 'c2' has none"),
             ({"test_inputs": torch.zeros(10, 3, 9, 9, dtype=torch.uint8)}, r"one shape, but have \(3, 8, 10\) and"),
             ({"train_inputs": torch.full((60, 4), float("nan"))}, "must be finite"),

@@ -54,7 +54,10 @@ Refuse = Callable[..., str]
         ("--set data.flip=perhaps", "data.flip must be true or false or none, but got 'perhaps'."),
         ("--set algo.weights=3", "algo.weights is a group of settings; set one of algo.weights.optimizer, "),
         ("--set space.channels=3", "space.channels must be an even number, but got 3."),
-        ("--set nonsense", "A setting must be group.name=value such as space.x=1, but got 'nonsense'."),
+        (
+            "--set nonsense",
+            "A setting must be group.name=value such as space.x=1, but got 'nonsense'; 'nasengine list' names all.",
+        ),
         ("--set data.crop=8", "data.crop must be smaller than the images' 8 pixels, not 8."),
         ("--data digits:here", "The data scheme digits must come without a path, but got 'digits:here'; write digits."),
         ("--data npz", "The data scheme npz must come with a path, but got 'npz'; write npz:PATH."),
