@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import errno
-import io
 import os
 import random
 import signal
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nasengine.errors import DivergedError, InterruptedRun, RunError
-from nasengine.loop import Loop, Observer, random_state, seeded, set_random_state
+from nasengine.loop import Loop, Observer, seeded
 from nasengine.run import Row, Run
 from tests.nasengine.runs import contents, history, record, same, state
 
@@ -268,6 +267,22 @@ def test_weights_that_are_no_numbers_are_never_saved(tmp_path: Path, step: int, 
     assert [row["epoch"] for row in history(tmp_path)] == ["1"]
 
 
+def test_what_is_not_finite_from_the_start_is_no_divergence(tmp_path: Path) -> None:
+    class Masked(Toy):
+        mask = torch.full((2, 2), -torch.inf).triu(1)
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"weight": self.weight, "masks": [self.mask]}
+
+    toy = Masked()
+    run(tmp_path / "whole", toy)
+    assert toy.finished == 1 and record(tmp_path / "whole")["status"] == "finished"
+    toy = Masked()
+    toy.at[5] = lambda toy: toy.weight.fill_(torch.inf)  # type: ignore[assignment, return-value]
+    with pytest.raises(DivergedError):
+        run(tmp_path / "broken", toy)
+
+
 def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     toy = Toy()
     toy.at[5] = stop(signal.SIGINT)
@@ -279,56 +294,6 @@ def test_a_checkpoint_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="must fit the space and the algorithm, but was written by another version"):
         run(tmp_path, other)
     assert contents(tmp_path) == before
-
-
-def draws() -> tuple[float, float, float]:
-    return float(torch.rand(())), random.random(), float(np.random.rand())
-
-
-@pytest.fixture
-def _random_states() -> Iterator[None]:
-    before = random_state()
-    yield
-    set_random_state(before)
-
-
-@pytest.mark.usefixtures("_random_states")
-def test_seeded_is_a_function_of_its_key_and_leaves_no_trace() -> None:
-    def inside(seed: int, stream: int) -> tuple[float, float, float]:
-        with seeded(seed, stream):
-            return draws()
-
-    set_random_state(fixed := random_state())
-    expected = draws()
-    set_random_state(fixed)
-    first = inside(3, 1)
-    with pytest.raises(ZeroDivisionError), seeded(3, 1):
-        raise ZeroDivisionError
-    assert draws() == expected
-    assert inside(3, 1) == first
-    assert len({first, inside(4, 1), inside(3, 2)}) == 3
-
-
-@pytest.mark.usefixtures("_random_states")
-def test_random_state_survives_being_saved() -> None:
-    torch.manual_seed(1)
-    np.random.seed(1)
-    np.random.standard_normal()
-    file = io.BytesIO()
-    torch.save(random_state(), file)
-    expected = draws(), float(np.random.standard_normal())
-    file.seek(0)
-    set_random_state(torch.load(file, weights_only=True))
-    assert (draws(), float(np.random.standard_normal())) == expected
-
-
-@pytest.mark.usefixtures("_random_states")
-def test_random_states_of_gpus_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    fixed = random_state() | {"cuda": [torch.zeros(16, dtype=torch.uint8)]}
-    expected = draws()
-    set_random_state(fixed)
-    assert draws() == expected
 
 
 class Writer:
@@ -391,19 +356,3 @@ def test_curves_on_a_full_disk(tmp_path: Path, writers: list[Writer], monkeypatc
     with pytest.raises(RunError, match="the disk is full; what was saved before is whole"):
         run(tmp_path, Toy())
     assert writers[0].closed
-
-
-def test_what_is_not_finite_from_the_start_is_no_divergence(tmp_path: Path) -> None:
-    class Masked(Toy):
-        mask = torch.full((2, 2), -torch.inf).triu(1)
-
-        def state_dict(self) -> dict[str, Any]:
-            return {"weight": self.weight, "masks": [self.mask]}
-
-    toy = Masked()
-    run(tmp_path / "whole", toy)
-    assert toy.finished == 1 and record(tmp_path / "whole")["status"] == "finished"
-    toy = Masked()
-    toy.at[5] = lambda toy: toy.weight.fill_(torch.inf)  # type: ignore[assignment, return-value]
-    with pytest.raises(DivergedError):
-        run(tmp_path / "broken", toy)
