@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Collection, Mapping
+import itertools
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 import networkx as nx
 import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
-from nasengine.errors import ArchitectureError, SettingError
+from nasengine.encoding import Graphs, encode_choices
+from nasengine.errors import ArchitectureError, DataError, SettingError
 from nasengine.settings import plain
 from nasengine.supernet import Supernet, choices_of, fix
 from nasengine.task import Shapes
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 Loss = Callable[[Tensor, Tensor], Tensor]
+
+Progress = Callable[[int, int], object]
+"""Is called with what is done and what there is in all."""
+
+MOST_ENUMERATED: Final = 200_000
 
 Benchmark = Callable[[Architecture], dict[str, float]]
 """Looks up the known accuracies of an architecture: shares 0..1 by name, the one that tells most first."""
@@ -151,6 +162,53 @@ class Space(abc.ABC):
             graph.add_node(name, operation=", ".join(options))
         nx.add_path(graph, nodes)
         return {self.name: graph}
+
+    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
+        """Architectures as arrays for predictors; isomorphic ones give isomorphic graphs and equal numbers.
+
+        Here a chain of the choices. A space whose architectures are cells gives `encode_cells` of `graphs`.
+        """
+        choices = self.choices(shapes)
+        taken = [self.canonical(choices, architecture) for architecture in architectures]
+        return encode_choices(choices, [self.unused(choices, architecture) for architecture in taken], taken)
+
+    def everything(self, shapes: Shapes, progress: Progress | None = None) -> Sequence[Architecture]:
+        """All architectures, no two of them the same network in two texts. Raises SettingError if they are too many.
+
+        `progress` is called with (done, all).
+        """
+        del progress
+        choices = self.choices(shapes)
+        count = math.prod(len(choice.options) for choice in choices.values())
+        if count > MOST_ENUMERATED:
+            raise SettingError(
+                f"A space must have at most {MOST_ENUMERATED:,} combinations of options to be enumerated, but "
+                f"{self.name!r} has {count:,}; name candidates or a number of random ones."
+            )
+        options = itertools.product(*(choice.options for choice in choices.values()))
+        found = (Architecture(dict(zip(choices, taken, strict=True))) for taken in options)
+        return list({a: None for a in found if self._allows(choices, a)})
+
+    def to_table(self, architectures: Sequence[Architecture], shapes: Shapes) -> pd.DataFrame:
+        """One row an architecture, such that `from_table` reads them back: here the column "architecture"."""
+        import pandas as pd
+
+        del shapes
+        return pd.DataFrame({"architecture": [self.write(architecture) for architecture in architectures]})
+
+    def from_table(self, table: pd.DataFrame) -> Sequence[Architecture]:
+        """The architectures of the rows. Raises DataError with the number of the row, counted from 1."""
+        if "architecture" not in table:
+            raise DataError(
+                f"A table of architectures must have the column 'architecture', but has {', '.join(map(str, table))}."
+            )
+        return [self._read_row(text, row) for row, text in enumerate(table["architecture"], start=1)]
+
+    def _read_row(self, text: object, row: int) -> Architecture:
+        try:
+            return self.read(str(text))
+        except ArchitectureError as error:
+            raise DataError(f"Row {row} of a table must have an architecture: {error}") from None
 
     def write(self, architecture: Architecture) -> str:
         """The architecture in the text form that other tools of its field exchange."""

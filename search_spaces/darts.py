@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
+from nasengine.encoding import Graphs, encode_cells
 from nasengine.errors import ArchitectureError, DataError, SettingError
 from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, relu_conv_norm
 from nasengine.settings import setting, validate
@@ -117,6 +118,11 @@ class DARTS(Space):
                     graph.add_edge(names[source], names[node], operation=operation)
                 graph.add_edge(names[node], names[-1], operation="")
         return graphs
+
+    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
+        del shapes
+        operations = [name for name in OPERATIONS if name != "none"]
+        return encode_cells([self.graphs(a) for a in architectures], operations, ("c_{k-2}", "c_{k-1}"))
 
     def write(self, architecture: Architecture) -> str:
         cells = {kind: [(op, s) for pairs in self.inputs(architecture, kind) for s, op in pairs] for kind in KINDS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -12,6 +12,7 @@ import networkx as nx
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
+from nasengine.encoding import Graphs, encode_cells
 from nasengine.errors import ArchitectureError, DataError
 from nasengine.settings import setting, validate
 from nasengine.space import Benchmark, Space
@@ -92,6 +93,10 @@ class NASBench201(Space):
         empty = [node for node in graph if node != "0" and not graph.pred[node]]
         nx.set_node_attributes(graph, dict.fromkeys(empty, "zero"), "operation")
         return {"cell": graph}
+
+    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
+        del shapes
+        return encode_cells([self.graphs(a) for a in architectures], [name for name in OPERATIONS if name != "none"])
 
     def write(self, architecture: Architecture) -> str:
         nodes = (
