@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from nasengine.architecture import Architecture, Choice
 from nasengine.errors import ArchitectureError, SettingError
 from nasengine.settings import setting, validate
-from nasengine.space import Space
+from nasengine.space import Progress, Space
 from nasengine.task import Shapes
 from search_spaces._nasbench101 import EDGES, INPUT, MAX_EDGES, MAX_VERTICES, OPERATIONS, OUTPUT, Cell, quoted
-from search_spaces._nasbench101_cells import sample_cell
+from search_spaces._nasbench101_cells import load_cells, sample_cell
+from search_spaces._nasbench101_sequence import LAST, CellSequence, edge_label, operation_label, raw_cell
 
-LAST: Final = MAX_VERTICES - 1
 _FORM: Final = "111-01-1 conv3x3-bn-relu,maxpool3x3"
 
 
@@ -55,8 +55,8 @@ class NASBench101(Space):
 
     def choices(self, shapes: Shapes | None = None) -> dict[str, Choice]:
         del shapes
-        edges = {label: Choice(label, ("0", "1")) for label in map(_edge, EDGES)}
-        return edges | {label: Choice(label, OPERATIONS) for label in map(_op, range(1, LAST))}
+        edges = {label: Choice(label, ("0", "1")) for label in map(edge_label, EDGES)}
+        return edges | {label: Choice(label, OPERATIONS) for label in map(operation_label, range(1, LAST))}
 
     def network(self, shapes: Shapes) -> NoReturn:
         raise SettingError(
@@ -68,27 +68,29 @@ class NASBench101(Space):
 
     def cell(self, architecture: Mapping[str, str]) -> Cell:
         """The pruned cell. Raises ArchitectureError if it is none of the benchmark."""
-        return _raw(architecture).pruned()
+        return raw_cell(architecture).pruned()
 
     def architecture(self, cell: Cell) -> Architecture:
         """A cell as an architecture; vertices that are on no way are kept where there are no more than seven."""
         cell = cell if len(cell.matrix) <= MAX_VERTICES else cell.pruned()
         places = [*range(len(cell.matrix) - 1), LAST]
         ends = combinations(range(len(places)), 2)
-        edges = {_edge((places[x], places[y])): "1" for x, y in ends if cell.matrix[x][y]}
-        operations = {_op(vertex): operation for vertex, operation in enumerate(cell.operations[1:-1], start=1)}
+        edges = {edge_label((places[x], places[y])): "1" for x, y in ends if cell.matrix[x][y]}
+        operations = {
+            operation_label(vertex): operation for vertex, operation in enumerate(cell.operations[1:-1], start=1)
+        }
         choices = self.choices()
         first = {label: choice.options[0] for label, choice in choices.items()}
         return self.canonical(choices, Architecture({**first, **edges, **operations}))
 
     def unused(self, choices: Mapping[str, Choice], architecture: Mapping[str, str]) -> Collection[str]:
-        live = _live([edge for edge in EDGES if architecture[_edge(edge)] == "1"])
-        edges = [_edge(edge) for edge in EDGES if not live.issuperset(edge)]
-        return {*edges, *(_op(vertex) for vertex in range(1, LAST) if vertex not in live)}
+        live = _live([edge for edge in EDGES if architecture[edge_label(edge)] == "1"])
+        edges = [edge_label(edge) for edge in EDGES if not live.issuperset(edge)]
+        return {*edges, *(operation_label(vertex) for vertex in range(1, LAST) if vertex not in live)}
 
     def check(self, choices: Mapping[str, Choice], architecture: Architecture) -> None:
         super().check(choices, architecture)
-        _raw(architecture)
+        raw_cell(architecture)
 
     def derive(self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor]) -> Architecture:
         """The heaviest operations, and the edges that are heavier than their absence.
@@ -96,7 +98,7 @@ class NASBench101(Space):
         Where these connect nothing, the way from input to output with the largest sum of differences joins them; of
         more than 9 the lightest go whose loss leaves a way.
         """
-        gains = {edge: float(weights[_edge(edge)][1] - weights[_edge(edge)][0]) for edge in EDGES}
+        gains = {edge: float(weights[edge_label(edge)][1] - weights[edge_label(edge)][0]) for edge in EDGES}
         edges = [edge for edge in EDGES if gains[edge] > 0]
         edges = edges if _live(edges) else sorted({*edges, *_heaviest_way(gains)})
         while len(pruned := [edge for edge in edges if _live(edges).issuperset(edge)]) > MAX_EDGES:
@@ -106,12 +108,17 @@ class NASBench101(Space):
             lightest = next(spare)
             edges = [edge for edge in pruned if edge != lightest]
         heaviest = {label: choice.options[int(weights[label].argmax())] for label, choice in choices.items()}
-        bits = {_edge(edge): str(int(edge in edges)) for edge in EDGES}
+        bits = {edge_label(edge): str(int(edge in edges)) for edge in EDGES}
         return self.canonical(choices, Architecture({**heaviest, **bits}))
 
     def sample(self, choices: Mapping[str, Choice], generator: torch.Generator) -> Architecture:
         """One of all cells, each with the same probability."""
         return self.architecture(sample_cell(generator))
+
+    def everything(self, shapes: Shapes, progress: Progress | None = None) -> CellSequence:
+        """All cells, in the order of `Cells`; half a minute the first time, as they are enumerated and kept."""
+        del shapes
+        return CellSequence(load_cells(progress))
 
     # Networks
 
@@ -134,7 +141,7 @@ class NASBench101(Space):
         """The rows of the matrix above its diagonal, and the operations in between: "111-01-1 op,op"."""
         cell = self.cell(architecture)
         if self.architecture(cell) != architecture:
-            cell = _raw(architecture)  # its vertices have gaps in between, which the text keeps
+            cell = raw_cell(architecture)  # its vertices have gaps in between, which the text keeps
         rows = ("".join(map(str, row[place + 1 :])) for place, row in enumerate(cell.matrix[:-1]))
         return " ".join(["-".join(rows), ",".join(cell.operations[1:-1])]).rstrip()
 
@@ -156,14 +163,6 @@ class NASBench101(Space):
         return self.architecture(Cell([*matrix, [0] * count], [INPUT, *inner, OUTPUT]))
 
 
-def _edge(edge: tuple[int, int]) -> str:
-    return f"edge/{edge[0]}-{edge[1]}"
-
-
-def _op(vertex: int) -> str:
-    return f"op/{vertex}"
-
-
 def _live(edges: Sequence[tuple[int, int]]) -> set[int]:
     """The vertices on ways from the input to the output, none if there is no way. Edges are sorted by their ends."""
     below, above = {0}, {LAST}
@@ -182,13 +181,6 @@ def _heaviest_way(gains: Mapping[tuple[int, int], float]) -> list[tuple[int, int
         source = max(range(target), key=lambda place: ways[place][0])
         best[target] = ways[source][0], [*ways[source][1], (source, target)]
     return best[LAST][1]
-
-
-def _raw(architecture: Mapping[str, str]) -> Cell:
-    matrix = [[0] * MAX_VERTICES for _ in range(MAX_VERTICES)]
-    for source, target in EDGES:
-        matrix[source][target] = int(architecture[_edge((source, target))])
-    return Cell(matrix, [INPUT, *(architecture[_op(vertex)] for vertex in range(1, LAST)), OUTPUT])
 
 
 def channels_of(cell: Cell, inputs: int, outputs: int) -> list[int]:
