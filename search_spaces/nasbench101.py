@@ -8,17 +8,21 @@ from itertools import combinations
 from typing import ClassVar, Final, NoReturn
 
 import networkx as nx
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
+from nasengine.encoding import Graphs
 from nasengine.errors import ArchitectureError, SettingError
 from nasengine.settings import setting, validate
 from nasengine.space import Progress, Space
 from nasengine.task import Shapes
 from search_spaces._nasbench101 import EDGES, INPUT, MAX_EDGES, MAX_VERTICES, OPERATIONS, OUTPUT, Cell, quoted
 from search_spaces._nasbench101_cells import load_cells, sample_cell
-from search_spaces._nasbench101_sequence import LAST, CellSequence, edge_label, operation_label, raw_cell
+from search_spaces._nasbench101_costs import Skeleton, check_images, costs, encode_codes
+from search_spaces._nasbench101_sequence import LAST, CellSequence, codes_of, edge_label, operation_label, raw_cell
 
 _FORM: Final = "111-01-1 conv3x3-bn-relu,maxpool3x3"
 
@@ -115,15 +119,37 @@ class NASBench101(Space):
         """One of all cells, each with the same probability."""
         return self.architecture(sample_cell(generator))
 
+    # Networks
+
+    def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
+        return Network(self, self.cell(architecture), shapes)
+
+    # Many cells at once
+
     def everything(self, shapes: Shapes, progress: Progress | None = None) -> CellSequence:
         """All cells, in the order of `Cells`; half a minute the first time, as they are enumerated and kept."""
         del shapes
         return CellSequence(load_cells(progress))
 
-    # Networks
+    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
+        """The published one of the isomorphs of each cell; (N, 2) logarithms of its parameters and multiply-adds."""
+        check_images(self.name, shapes)
+        return encode_codes(codes_of(architectures), self._skeleton, shapes)
 
-    def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
-        return Network(self, self.cell(architecture), shapes)
+    def costs(
+        self, architectures: Sequence[Architecture], shapes: Shapes
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Parameters (N,) and multiply-adds (N,) of the published one of the isomorphs of each cell.
+
+        Where the channels of the output are no multiple of the number of its sources, those of the isomorphs differ a
+        little, since the first sources have one more.
+        """
+        check_images(self.name, shapes)
+        return costs(codes_of(architectures), self._skeleton, shapes)
+
+    @property
+    def _skeleton(self) -> Skeleton:
+        return Skeleton(self.channels, self.stacks, self.cells)
 
     # Other forms
 
@@ -235,11 +261,7 @@ class Network(nn.Module):
 
     def __init__(self, space: NASBench101, cell: Cell, shapes: Shapes) -> None:
         super().__init__()
-        if len(shapes.input) != 3:
-            raise ArchitectureError(
-                f"The space {space.name!r} is for images (channels, height, width), but got inputs of shape "
-                f"{shapes.input}; choose another space."
-            )
+        check_images(space.name, shapes)
         layers: list[nn.Module] = [_convolution(3, shapes.input[0], space.channels)]
         inputs = space.channels
         for stack in range(space.stacks):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import networkx as nx
 import numpy as np
 import pytest
 
@@ -13,10 +12,10 @@ from nasengine.errors import ArchitectureError
 from nasengine.task import Shapes
 from search_spaces import _nasbench101_sequence as module
 from search_spaces import nasbench101
-from search_spaces._nasbench101 import OPERATIONS, Cell
 from search_spaces._nasbench101_cells import Cells, enumerate_cells
 from search_spaces._nasbench101_sequence import CellSequence, canonical, codes_of, sequence_of
 from search_spaces.nasbench101 import NASBench101
+from tests.search_spaces.cells101 import other_form, random_cells
 
 SPACE = NASBench101()
 CHOICES = SPACE.choices()
@@ -25,23 +24,6 @@ CHOICES = SPACE.choices()
 @pytest.fixture(scope="module")
 def small() -> Cells:
     return enumerate_cells(5)
-
-
-def other_form(cell: Cell, rng: random.Random) -> Architecture:
-    """With other numbers, gaps between its vertices and operations on the vertices that are left out."""
-    graph: nx.DiGraph[int] = nx.DiGraph(np.array(cell.matrix))
-    orders = [order for order in nx.all_topological_sorts(graph) if order[-1] == len(cell.matrix) - 1]
-    cell = cell.renumbered(rng.choice(orders))
-    places = [0, *sorted(rng.sample(range(1, 6), len(cell.matrix) - 2)), 6]
-    kinds = {f"op/{vertex}": rng.choice(OPERATIONS) for vertex in range(1, 6)}
-    kinds |= {f"op/{place}": kind for place, kind in zip(places[1:-1], cell.operations[1:-1], strict=True)}
-    edges = {f"edge/{places[x]}-{places[y]}": "1" for x, y in graph_edges(cell)}
-    dead = {f"edge/{x}-{y}": "1" for x, y in [(1, 3), (2, 5), (4, 5)] if not {x, y} & set(places[1:-1])}
-    return Architecture({**module.FIRST, **kinds, **edges, **dead})
-
-
-def graph_edges(cell: Cell) -> list[tuple[int, int]]:
-    return [(x, y) for x, row in enumerate(cell.matrix) for y, entry in enumerate(row) if entry]
 
 
 def test_everything_is_a_sequence_of_all_cells(small: Cells, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,13 +97,7 @@ def test_any_form_of_a_cell_has_one_code(small: Cells) -> None:
 
 def test_the_code_of_cells_of_seven_vertices_is_that_of_all_their_forms() -> None:
     rng = random.Random(1)
-    generator = np.random.default_rng(1)
-    for _ in range(30):
-        while True:
-            matrix = np.triu(generator.random((7, 7)) < 0.35, 1).astype(int)
-            if matrix[:-1].any(1).all() and matrix[:, 1:].any(0).all() and matrix.sum() <= 9:
-                cell = Cell(matrix.tolist(), ["input", *rng.choices(OPERATIONS, k=5), "output"])
-                break
+    for cell in [cell for cell in random_cells(1, 200) if len(cell.matrix) == 7][:30]:
         codes = codes_of([other_form(cell, rng) for _ in range(20)])
         assert len(set(codes.keys().tolist())) == 1
         assert sequence_of(codes).hashes() == [cell.module_hash] * 20
