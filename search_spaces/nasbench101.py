@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import ClassVar, Final, NoReturn
+from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 import networkx as nx
 import numpy as np
@@ -22,7 +22,19 @@ from nasengine.task import Shapes
 from search_spaces._nasbench101 import EDGES, INPUT, MAX_EDGES, MAX_VERTICES, OPERATIONS, OUTPUT, Cell, quoted
 from search_spaces._nasbench101_cells import load_cells, sample_cell
 from search_spaces._nasbench101_costs import Skeleton, check_images, costs, encode_codes
-from search_spaces._nasbench101_sequence import LAST, CellSequence, codes_of, edge_label, operation_label, raw_cell
+from search_spaces._nasbench101_sequence import (
+    LAST,
+    CellSequence,
+    codes_of,
+    edge_label,
+    operation_label,
+    raw_cell,
+    sequence_of,
+)
+from search_spaces._nasbench101_table import read_table, write_table
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FORM: Final = "111-01-1 conv3x3-bn-relu,maxpool3x3"
 
@@ -146,6 +158,20 @@ class NASBench101(Space):
         """
         check_images(self.name, shapes)
         return costs(codes_of(architectures), self._skeleton, shapes)
+
+    def to_table(self, architectures: Sequence[Architecture], shapes: Shapes) -> pd.DataFrame:
+        """Columns hash, matrix (the digits of its rows), operations (with commas) and parameters, as published."""
+        check_images(self.name, shapes)
+        found = architectures if isinstance(architectures, CellSequence) else sequence_of(codes_of(architectures))
+        return write_table(found, costs(found.codes(), self._skeleton, shapes)[0])
+
+    def from_table(self, table: pd.DataFrame) -> Sequence[Architecture]:
+        """Cells by `matrix` (or `adjacency`) and `operations`, by `hash`, or by `architecture`.
+
+        Matrices are the digits of their rows or lists; of 7 x 7 those count that `n_vertices` says. Matrix and hash
+        must agree, and give the published one of the isomorphs; a text of an architecture is taken as it is.
+        """
+        return read_table(table, self.read)
 
     @property
     def _skeleton(self) -> Skeleton:
