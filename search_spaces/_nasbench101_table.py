@@ -156,9 +156,8 @@ def _codes(matrices: list[str], operations: list[str], given: list[int]) -> tupl
     vertices, edges = np.array(ends, np.int64)[outer], np.array(bits, np.uint32)[outer]
     padded = np.array(labels, np.int8).reshape(-1, MAX_VERTICES - 2)[inner]
     whole = (vertices > 0) & (vertices == np.array(counts, np.int64)[inner])
-    return Codes(
-        np.where(whole, vertices, 2).astype(np.uint8), np.where(whole, edges, 0).astype(np.uint32), padded
-    ), whole
+    vertices, edges = np.where(whole, vertices, 2), np.where(whole, edges, 0)
+    return Codes(vertices.astype(np.uint8), edges.astype(np.uint32), padded), whole
 
 
 def _check_hashes(given: list[str], found: list[str]) -> None:
@@ -214,7 +213,7 @@ def _vertices(table: pd.DataFrame, rows: int) -> list[int]:
         return [0] * rows
     texts = _texts(table, "n_vertices")
     for row, text in enumerate(texts, start=1):
-        if not re.fullmatch(r"[0-9]+(\.0)?", text) or float(text) < 2:
+        if not re.fullmatch(r"[0-9]{1,9}(\.0)?", text) or float(text) < 2:
             raise DataError(
                 f"Row {row} of a table must have a whole number of vertices from 2, but 'n_vertices' is "
                 f"{quoted(text)}; count the rows of the matrix."
@@ -266,19 +265,15 @@ def _matrix(text: str, count: int) -> list[list[int]]:
         side = isqrt(len(text))
         rows = [[int(digit) for digit in text[start : start + side]] for start in range(0, len(text), side)]
     else:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             rows = json.loads(text)
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == len(rows) for row in rows):
         raise ArchitectureError(
             f"A matrix must be square, but is {quoted(text)}; write the digits of its rows one after the other, "
             "'010001000', or as lists."
         )
-    if (
-        count
-        and len(rows) == MAX_VERTICES
-        and not any(any(row[count:]) for row in rows)
-        and not any(map(any, rows[count:]))
-    ):
+    beyond = [*(row[count:] for row in rows), *rows[count:]]
+    if count and len(rows) == MAX_VERTICES and not any(map(any, beyond)):
         rows = [row[:count] for row in rows[:count]]
     if count and len(rows) != count:
         raise ArchitectureError(
