@@ -8,13 +8,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasengine import cost
 from nasengine.architecture import Architecture
@@ -75,8 +75,8 @@ def read_labels(path: Path | str) -> pd.DataFrame:
     One row an architecture, in the order of their numbers: the columns of `Space.to_table` as texts, then
 
         score: on the validation part by the task's measure, higher is better; the test set has no part in it.
-        epochs: passes that the training made: fewer than the others have where it diverged.
-        seconds: that the training and its judging took.
+        epochs: whole passes that each training made: fewer than those of other rows where one diverged.
+        seconds: that training and judging took.
         parameters: trainable ones.
 
     Raises:
@@ -137,11 +137,22 @@ def chance(task: Task, train: Tensor, valid: Tensor) -> float:
     return score(lambda part: counts.mean(0).expand(len(part), -1), batches, task.measure)
 
 
+@dataclass
+class _Label:
+    """A label under way: scores and fewest whole passes of its trainings so far, and the last finite metrics."""
+
+    scores: list[float] = field(default_factory=list)
+    epochs: int = 0
+    seconds: float = 0.0
+    parameters: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
 class CollectJob:
     """A collection for the loop, to which a label is an epoch.
 
     The random numbers of a label depend on the seed and on its number alone, not on what ran before it. A training
-    whose loss or weights are no longer finite ends; its label has the score of `chance`, and fewer epochs.
+    whose loss or weights are no longer finite ends: it has the score of `chance`, and its label fewer epochs.
     """
 
     def __init__(self, space: Space, task: Task, settings: CollectSettings) -> None:
@@ -156,15 +167,17 @@ class CollectJob:
         self.rows: list[dict[str, float | int | str]] = []
         self.publish: Callable[[str], object] = lambda text: None
         with seeded(settings.seed, _DRAW):
-            self.steps_per_pass = self.begin(0).steps_per_epoch  # what does not fit is told before anything is written
-        self.epochs, self.steps_per_epoch = settings.count, settings.epochs * self.steps_per_pass
+            self.steps_per_pass = self.begin(
+                0, 0
+            ).steps_per_epoch  # what does not fit is told before anything is written
+        self.steps_per_training = settings.epochs * self.steps_per_pass
+        self.epochs, self.steps_per_epoch = settings.count, settings.repeats * self.steps_per_training
         self._training: TrainJob | None = None
-        self._made, self._seconds, self._parameters = 0, 0.0, 0
-        self._metrics: dict[str, Tensor] = {}
+        self._label = _Label()
 
-    def begin(self, number: int) -> TrainJob:
-        """The training of a label, numbered from 0; sets the global random states."""
-        seed = int(torch.randint(2**31, (), generator=generator(self.settings.seed, _LABEL, number)))
+    def begin(self, number: int, repeat: int) -> TrainJob:
+        """A training of a label, both numbered from 0; sets the global random states."""
+        seed = int(torch.randint(2**31, (), generator=generator(self.settings.seed, _LABEL, number, repeat)))
         seed_all(seed, TRAIN)
         return TrainJob(
             self.space,
@@ -175,42 +188,44 @@ class CollectJob:
             augment=self.task.search_augment,
         )
 
-    def step(self, step: int) -> Mapping[str, Tensor]:
+    def step(self, step: int) -> dict[str, Tensor]:
         start = time.perf_counter()
         number, place = divmod(step, self.steps_per_epoch)
+        repeat, place = divmod(place, self.steps_per_training)
+        if repeat == place == 0:
+            self._label = _Label(epochs=self.settings.epochs)
+        label = self._label
         if place == 0:
-            self._training, self._made, self._seconds = self.begin(number), 0, 0.0
-            self._parameters = cost.parameters(self._training.network)
-            names = ("train_loss", f"train_{self.task.measure.name}")
-            self._metrics = {name: torch.zeros((), device=self.device) for name in names}
+            self._training = self.begin(number, repeat)
+            label.parameters = cost.parameters(self._training.network)
+        metrics = self._training.step(place) if self._training is not None else {}
+        if self._training is not None and not_finite({**metrics, "state": self._training.state_dict()}):
+            self._diverged(place // self.steps_per_pass)
         if self._training is not None:
-            metrics = self._training.step(place)
-            if not_finite({**metrics, "state": self._training.state_dict()}):
-                self._training = None
-            else:
-                self._made, self._metrics = place + 1, metrics
-        self._seconds += time.perf_counter() - start
-        return self._metrics
+            label.metrics = {name: value.item() for name, value in metrics.items()}
+        if place == self.steps_per_training - 1:
+            self._judge()
+        label.seconds += time.perf_counter() - start
+        names = ("train_loss", f"train_{self.task.measure.name}")
+        return {name: torch.tensor(float(label.metrics.get(name, 0.0)), device=self.device) for name in names}
 
     def end_epoch(self, epoch: int) -> Row:
-        start, architecture = time.perf_counter(), self.architectures[epoch - 1]
-        value = self._score()
-        if not math.isfinite(value):
-            value, self._made = self.chance, min(self._made, self.steps_per_epoch - 1)
-        self._training = None
-        numbers = {
-            "score": value,
-            "epochs": self._made // self.steps_per_pass,
-            "seconds": round(self._seconds + time.perf_counter() - start, 3),
-            "parameters": self._parameters,
+        label, architecture = self._label, self.architectures[epoch - 1]
+        numbers: dict[str, float | int | str] = {
+            "score": statistics.fmean(label.scores),
+            "epochs": label.epochs,
+            "seconds": round(label.seconds, 3),
+            "parameters": label.parameters,
         }
         (row,) = self.space.to_table([architecture], self.task.shapes).to_dict("records")
         kept = {str(name): value for name, value in row.items() if name not in NUMBERS}
         self.rows.append({**kept, **numbers})
         self.publish(self._table())
         return {
-            **{name: numbers[name] for name in ("score", "epochs", "parameters")},
+            "score": numbers["score"],
+            "label_epochs": label.epochs,
             "label_seconds": numbers["seconds"],
+            "parameters": label.parameters,
             "genotype": self.space.write(architecture),
         }
 
@@ -227,31 +242,34 @@ class CollectJob:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "training": self._training.state_dict() if self._training is not None else None,
-            "made": self._made,
-            "seconds": self._seconds,
-            "parameters": self._parameters,
-            "metrics": self._metrics,
-        }
+        training = self._training.state_dict() if self._training is not None else None
+        return {"rows": self.rows, "label": asdict(self._label), "training": training}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.rows, self._made, self._seconds = list(state["rows"]), state["made"], state["seconds"]
-        self._parameters, self._metrics = state["parameters"], dict(state["metrics"])
-        self._training = None
+        self.rows, self._label, self._training = list(state["rows"]), _Label(**state["label"]), None
         if state["training"] is not None:
-            self._training = self.begin(len(self.rows))
+            self._training = self.begin(len(self.rows), len(self._label.scores))
             self._training.load_state_dict(state["training"])
 
-    def _score(self) -> float:
-        if self._training is None:
-            return math.nan
+    def _diverged(self, epochs: int) -> None:
+        """The training under way ends after so many whole passes."""
+        self._training, self._label.epochs = None, min(self._label.epochs, epochs)
+
+    def _judge(self) -> None:
+        """Adds the score of the training under way, which ends."""
+        value = self._score(self._training.network) if self._training is not None else math.nan
+        if not math.isfinite(value):
+            self._diverged(self.settings.epochs - 1)
+            value = self.chance
+        self._label.scores.append(value)
+        self._training = None
+
+    def _score(self, network: nn.Module) -> float:
         data, chosen = self.task.dataset, self.valid_indices
         inputs, targets = data.train_inputs[chosen], data.train_targets[chosen]
         batches = evaluation_batches(self.task, inputs, targets, 4 * self.settings.batch_size, self.device)
-        with evaluating(self._training.network):
-            return score(self._training.network, batches, self.task.measure)
+        with evaluating(network):
+            return score(network, batches, self.task.measure)
 
     def _table(self) -> str:
         text = io.StringIO()

@@ -93,6 +93,7 @@ class CollectSettings:
 
     count: int = setting(100, "architectures to label", low=1)
     epochs: int = setting(20, "passes of each training over the part of the data that trains the weights", low=1)
+    repeats: int = setting(1, "trainings of each architecture from other weights; their mean score counts", low=1)
     batch_size: int = setting(32, "examples a batch", low=1)
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")

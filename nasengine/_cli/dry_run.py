@@ -52,12 +52,13 @@ def collecting_cost(plan: CollectPlan) -> None:
     """Prints the cost of all labels, by steps of the first few architectures."""
     job, settings = CollectJob(plan.space, plan.task, plan.settings), plan.settings
     steps, seconds, memory = job.epochs * job.steps_per_epoch, 0.0, 0
-    trainings = [job.begin(number) for number in range(min(_ARCHITECTURES, job.epochs))]
+    trainings = [job.begin(number, 0) for number in range(min(_ARCHITECTURES, job.epochs))]
     for training in trainings:
         measured = cost.step_cost(partial(training.step, 0), partial(_held_by, training), _PROBES)
         seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
     sizes = [cost.parameters(training.network) for training in trainings]
-    length = f"{settings.epochs} epochs of {job.steps_per_pass} steps each"
+    often = f"{settings.repeats} times " if settings.repeats > 1 else ""
+    length = f"{often}{settings.epochs} epochs of {job.steps_per_pass} steps each"
     typer.echo(f"labels: {settings.count} architectures of {plan.space.name} on {plan.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
     _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
