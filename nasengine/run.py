@@ -267,7 +267,7 @@ def _check_resumable(path: Path, record: Mapping[str, Any], verb: str) -> None:
             f"{path} must hold a run of 'nasengine {verb}' to go on with, but holds one of '{record['verb']}'."
         )
     if record["status"] == "finished":
-        more = "ask for more by --count, or " if verb == "collect" else ""
+        more = "ask for more by --count alone, or " if verb == "collect" else ""
         raise RunError(
             f"The run in {path} is finished: nothing is left to go on with; {more}give another --out for a new one."
         )
