@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `show`, `list`. The names are loaded on use, so
-that importing the package stays light.
+Every verb of the command line is a function here: `search`, `train`, `collect`, `show`, `list`. The names are loaded on
+use, so that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nasengine.architecture import Architecture as Architecture
     from nasengine.architecture import Choice as Choice
     from nasengine.attention import ElasticAttention as ElasticAttention
+    from nasengine.collecting import collect as collect
     from nasengine.elastic import ElasticDepth as ElasticDepth
     from nasengine.elastic import ElasticResolution as ElasticResolution
     from nasengine.elastic import Size as Size
@@ -83,6 +84,7 @@ _HOME = {
     "Supernet": "supernet",
     "Task": "task",
     "Zero": "supernet",
+    "collect": "collecting",
     "list": "listing",
     "load_task": "task",
     "search": "searching",

@@ -84,6 +84,45 @@ class TrainSettings:
         validate(self, "train")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CollectSettings:
+    """How the networks of labels are trained: from scratch, the learning rate falling to 0 by a cosine at every step.
+
+    What is not here is as in 'nasengine train', but for dropped paths, of which there are none.
+    """
+
+    count: int = setting(100, "architectures to label", low=1)
+    epochs: int = setting(20, "passes of each training over the part of the data that trains the weights", low=1)
+    repeats: int = setting(1, "trainings of each architecture from other weights; their mean score counts", low=1)
+    batch_size: int = setting(32, "examples a batch", low=1)
+    seed: int = setting(0, "of all random numbers", low=0)
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    optimizer: Literal["sgd", "adamw"] = setting("sgd", "momentum descent, or adam with decoupled weight decay")
+    lr: float = setting(0.025, "learning rate at the start", above=0)
+    momentum: float = setting(0.9, "momentum, or the decay of adamw's mean of gradients", low=0, high=0.999)
+    weight_decay: float = setting(3e-4, "weight decay, in sgd part of the gradient", low=0)
+    clip: float = setting(5.0, "largest norm of the gradient, 0 for no limit", low=0)
+    checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within a training", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "collect")
+
+    def training(self, seed: int) -> TrainSettings:
+        """The settings of one training."""
+        return TrainSettings(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            seed=seed,
+            device=self.device,
+            optimizer=self.optimizer,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            clip=self.clip,
+            drop_path=0.0,
+        )
+
+
 def read_config(path: Path, verb: str) -> dict[str, Any]:
     """The configuration of a run of `verb`: of a run directory, or in a run.json."""
     record = read_record(path) if os.path.isdir(path) else read_run_json(path)

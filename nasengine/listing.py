@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 
 from nasengine.architecture import Architecture
-from nasengine.config import AnySpace, SearchSettings, TrainSettings, resolve_space
+from nasengine.config import AnySpace, CollectSettings, SearchSettings, TrainSettings, resolve_space
 from nasengine.data import SCHEMES
 from nasengine.drawing import draw
 from nasengine.errors import ArchitectureError, NasengineError, RunError
@@ -37,7 +37,8 @@ def list() -> builtins.list[Entry]:
     entries = [_plugin("space", name, SPACES[name], "space") for name in SPACES.names()]
     entries += [_plugin("algorithm", name, ALGORITHMS[name], "algo") for name in ALGORITHMS.names()]
     entries += [Entry("data", scheme.name, scheme.summary, ()) for scheme in SCHEMES.values()]
-    for kind, prefix in ((DataSettings, "data"), (SearchSettings, "search"), (TrainSettings, "train")):
+    groups = {"data": DataSettings, "search": SearchSettings, "train": TrainSettings, "collect": CollectSettings}
+    for prefix, kind in groups.items():
         entries.append(_plugin("settings", prefix, kind, prefix))
     return entries
 
@@ -77,6 +78,11 @@ def show(
     if (run is None) == (genotype is None):
         raise RunError("Either a run directory or a genotype must be given to show, and not both.")
     record = read_record(Path(run)) if run is not None else None
+    if record is not None and record["verb"] == "collect":
+        raise RunError(
+            f"A run to show must be a search or a training, but the one in {run} is of 'nasengine collect', which "
+            "finds no architecture; open its labels.csv."
+        )
     resolved = resolve_space(space, record["config"]["space"] if record else {"name": "darts"}, {})
     found = resolved.read(genotype) if genotype is not None else None
     architecture = found or _found(resolved, record or {}, Path(run or "."))

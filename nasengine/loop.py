@@ -74,7 +74,7 @@ class Loop:
         self.step, self.saved_step, self.seconds, self.step_seconds = 0, 0, 0.0, 0.0
         self.sums: dict[str, Tensor] = {}
         self.history: list[dict[str, float | int | str]] = []
-        self._unbounded = _not_finite(job.state_dict())  # such as masks of -inf
+        self._unbounded = not_finite(job.state_dict())  # such as masks of -inf
 
     def __call__(self) -> dict[str, Any]:
         """Runs to the end and gives the result, which is also in run.json."""
@@ -154,7 +154,7 @@ class Loop:
         return {name: float(total) / count for name, total in self.sums.items()}
 
     def _check_state(self) -> None:
-        if not _not_finite(self.job.state_dict()) <= self._unbounded:
+        if not not_finite(self.job.state_dict()) <= self._unbounded:
             self._diverged("a weight became NaN or infinite")
 
     def _save(self) -> None:
@@ -211,14 +211,19 @@ class Loop:
 def seeded(seed: int, stream: int) -> Iterator[None]:
     """Runs a block with all global random states derived from (seed, stream), and puts the caller's back after it."""
     before = random_state()
-    number = int(torch.randint(2**31, (), generator=generator(seed, stream)))
-    torch.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
+    seed_all(seed, stream)
     try:
         yield
     finally:
         set_random_state(before)
+
+
+def seed_all(seed: int, stream: int) -> None:
+    """Derives all global random states from (seed, stream)."""
+    number = int(torch.randint(2**31, (), generator=generator(seed, stream)))
+    torch.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
 
 
 def random_state() -> dict[str, Any]:
@@ -248,13 +253,13 @@ def describe_device(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads"
 
 
-def _not_finite(state: Any, place: tuple[object, ...] = ()) -> set[tuple[object, ...]]:
+def not_finite(state: Any, place: tuple[object, ...] = ()) -> set[tuple[object, ...]]:
     """Where in nested containers there are numbers that are not finite."""
     if isinstance(state, Tensor):
         return set() if not state.is_floating_point() or bool(torch.isfinite(state).all()) else {place}
     if isinstance(state, (Mapping, list, tuple)):
         parts = state.items() if isinstance(state, Mapping) else enumerate(state)
-        return set().union(*(_not_finite(part, (*place, key)) for key, part in parts))
+        return set().union(*(not_finite(part, (*place, key)) for key, part in parts))
     return {place} if isinstance(state, float) and not math.isfinite(state) else set()
 
 

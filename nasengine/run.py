@@ -33,11 +33,18 @@ HISTORY: Final = "history.csv"
 _LOCK: Final = ".lock"
 _PARTIAL: Final = ".partial-"
 _FORMAT: Final = 1
-_FREE: Final = {"search.checkpoint_seconds", "train.checkpoint_seconds"}  # settings that may differ when a run goes on
-_LIMITS: Final = {"search.max_params", "search.max_flops"}  # a finished search can answer anew under others
+_FREE: Final = {  # settings that may differ when a run goes on
+    *("search.checkpoint_seconds", "train.checkpoint_seconds", "collect.checkpoint_seconds"),
+    "collect.count",
+}
+_ANEW: Final = {  # settings under which a finished run can go on to another end
+    "search": {"search.max_params", "search.max_flops"},
+    "collect": {"collect.count"},
+}
 _PARTS: Final = {
     "search": ("space", "algo", "data", "search"),
     "train": ("space", "data", "train"),
+    "collect": ("space", "data", "collect"),
 }  # of a configuration
 
 Row = Mapping[str, float | int | str]
@@ -60,7 +67,7 @@ class Run:
 
         Args:
             path: the directory.
-            verb: "search" or "train".
+            verb: "search", "train" or "collect".
             config: the resolved configuration, plain values.
             facts: further entries of run.json that must be the same when the run goes on (what the data are).
         """
@@ -91,7 +98,7 @@ class Run:
 
     @classmethod
     def resume(cls, path: Path, verb: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
-        """The run in a directory, to go on with it as it was configured; once it is finished, under other limits."""
+        """The run in a directory, to go on with it as it was configured; once it is finished, to another end."""
         read_record(path)
         lock = _locked(path)
         try:
@@ -260,8 +267,9 @@ def _check_resumable(path: Path, record: Mapping[str, Any], verb: str) -> None:
             f"{path} must hold a run of 'nasengine {verb}' to go on with, but holds one of '{record['verb']}'."
         )
     if record["status"] == "finished":
+        more = "ask for more by --count alone, or " if verb == "collect" else ""
         raise RunError(
-            f"The run in {path} is finished: nothing is left to go on with; give another --out for a new one."
+            f"The run in {path} is finished: nothing is left to go on with; {more}give another --out for a new one."
         )
     if record["status"] == "diverged":
         raise RunError(
@@ -270,9 +278,10 @@ def _check_resumable(path: Path, record: Mapping[str, Any], verb: str) -> None:
 
 
 def _asks_anew(record: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
-    """Whether a run is a finished search, and a configuration differs from its own in limits and in nothing else."""
-    changed = {name for name, *_ in _differences(record["config"], config, "")} - _FREE
-    return record["status"] == "finished" and record["verb"] == "search" and bool(changed) and changed <= _LIMITS
+    """Whether a run is finished, and a configuration differs from its own in where it ends and in nothing else."""
+    anew = _ANEW.get(record["verb"], set())
+    changed = {name for name, *_ in _differences(record["config"], config, "")} - (_FREE - anew)
+    return record["status"] == "finished" and bool(changed) and changed <= anew
 
 
 def _check_same(path: Path, record: Mapping[str, Any], config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:

@@ -38,7 +38,7 @@ from nasengine.run import CHECKPOINT, Run, read_record
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.settings import plain
 from nasengine.space import Space
-from nasengine.task import Task
+from nasengine.task import Augment, Task
 
 GROUPS = ("space", "data", "train")
 
@@ -59,7 +59,12 @@ class TrainResult:
 
 
 class TrainJob:
-    """A final training for the loop."""
+    """A final training for the loop.
+
+    Args:
+        indices: of the training examples, (N,) int64; all of them by default.
+        augment: of the training images; that of the final training by default.
+    """
 
     def __init__(
         self,
@@ -68,6 +73,9 @@ class TrainJob:
         task: Task,
         settings: TrainSettings,
         inherited: Mapping[str, Tensor] | None = None,
+        *,
+        indices: Tensor | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.space, self.architecture, self.task, self.settings = space, architecture, task, settings
         self.device = resolve_device(settings.device)
@@ -76,14 +84,13 @@ class TrainJob:
                 f"train.label_smoothing must be 0 unless the loss is the cross-entropy, which that of {task.name} is "
                 f"not, but got {settings.label_smoothing}; leave it out."
             )
-        everything = torch.arange(len(task.dataset.train_targets))
         self.batches = Batches(
             task,
-            everything,
+            torch.arange(len(task.dataset.train_targets)) if indices is None else indices,
             settings.batch_size,
             seed=settings.seed,
             stream=TRAIN,
-            augment=task.final_augment,
+            augment=task.final_augment if augment is None else augment,
             device=self.device,
         )
         self.epochs, self.steps_per_epoch = settings.epochs, len(self.batches)

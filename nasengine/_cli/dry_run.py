@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import torch
 import typer
@@ -10,6 +11,7 @@ import typer
 from nasengine import cost
 from nasengine.algorithm import state_dict
 from nasengine.architecture import Architecture
+from nasengine.collecting import CollectJob, CollectPlan
 from nasengine.config import TrainSettings
 from nasengine.searching import SearchJob, SearchPlan
 from nasengine.seeding import generator
@@ -17,7 +19,7 @@ from nasengine.space import Space
 from nasengine.task import Task
 from nasengine.training import TrainJob, TrainPlan
 
-_PROBE_BATCH, _PROBES = 8, 3
+_PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 
 
 def search_cost(plan: SearchPlan) -> None:
@@ -46,6 +48,22 @@ def training_cost(plan: TrainPlan) -> None:
     _print_training(title, plan.space, plan.architecture, plan.task, plan.settings)
 
 
+def collecting_cost(plan: CollectPlan) -> None:
+    """Prints the cost of all labels, by steps of the first few architectures."""
+    job, settings = CollectJob(plan.space, plan.task, plan.settings), plan.settings
+    steps, seconds, memory = job.epochs * job.steps_per_epoch, 0.0, 0
+    trainings = [job.begin(number, 0) for number in range(min(_ARCHITECTURES, job.epochs))]
+    for training in trainings:
+        measured = cost.step_cost(partial(training.step, 0), partial(_held_by, training), _PROBES)
+        seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
+    sizes = [cost.parameters(training.network) for training in trainings]
+    often = f"{settings.repeats} times " if settings.repeats > 1 else ""
+    length = f"{often}{settings.epochs} epochs of {job.steps_per_pass} steps each"
+    typer.echo(f"labels: {settings.count} architectures of {plan.space.name} on {plan.task.name}, {length}")
+    typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
+    _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
+
+
 def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
     steps = settings.epochs * TrainJob(space, architecture, task, settings).steps_per_epoch
     batch = min(_PROBE_BATCH, settings.batch_size)
@@ -66,6 +84,10 @@ def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> None:
     duration = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
     typer.echo(f"  a step of {batch_size}: about {step.seconds:.2f} s and {step.memory / 2**20:,.0f} MiB")
     typer.echo(f"  {steps:,} steps: about {duration}, without evaluation")
+
+
+def _held_by(training: TrainJob) -> int:
+    return _held(training.state_dict())
 
 
 def _held(state: object) -> int:

@@ -82,6 +82,46 @@ class Progress(Observer):
         self._console.print(line, markup=False)
 
 
+class LabelProgress(Progress):
+    """Shows a collection of labels: each is an epoch of the loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first, self._taken, self._measure = 0, 0.0, "accuracy"
+
+    def started(self, run: Run, job: Job, step: int) -> None:
+        self.path, self._per_epoch = run.path, job.steps_per_epoch
+        self._steps, self._done, self._first = job.epochs * job.steps_per_epoch, step, step
+        where = f"goes on after {step // self._per_epoch}" if step else f"{job.steps_per_epoch} steps each"
+        self._print(f"{run.path}: {job.epochs} labels, {where}, on {job.device}")
+        self._bar.update(self._task, total=self._steps, completed=step, description="label")
+
+    def stepped(self, step: int, means: Mapping[str, float], seconds_per_step: float) -> None:
+        self._done, self._taken = step, self._taken + seconds_per_step
+        self._measure = _measure(means)
+        number = (step - 1) // self._per_epoch + 1
+        self._bar.update(self._task, completed=step, description=f"label {number}", left=_duration(self._left()))
+
+    def epoch_ended(self, epoch: int, row: Row) -> None:
+        value = _form(self._measure, digits=2).format(row["score"])
+        numbers = f"score {value}  {float(row['label_seconds']):.1f} s  left {_duration(self._left())}"
+        self._print(f"label {epoch}/{self._steps // self._per_epoch}  {numbers}  {row['genotype']}")
+
+    def _left(self) -> float:
+        """By the mean of all steps: those of one network say little about the next."""
+        return (self._steps - self._done) * self._taken / max(1, self._done - self._first)
+
+
+def print_labels(path: Path, record: Mapping[str, Any]) -> None:
+    """How the labels are spread, and where they are."""
+    result = record.get("result", {})
+    spread = ", ".join(f"{name} {result[f'{name}_score']:.4g}" for name in ("best", "median", "worst"))
+    typer.echo(f"\n{result['labels']} labels, validation scores: {spread}")
+    if result["diverged"]:
+        typer.echo(f"diverged, with the score of chance: {result['diverged']}")
+    typer.echo(f"seconds: {result['seconds']:,.1f}\nin {path}: labels.csv, run.json, history.csv")
+
+
 def print_run(path: Path) -> None:
     """The cells, the text form and the result of a run."""
     shown = show(path)

@@ -26,7 +26,7 @@ def test_everything_that_has_a_name_is_listed() -> None:
         "space": SPACES.names(),
         "algorithm": ALGORITHMS.names(),
         "data": list(SCHEMES),
-        "settings": ["data", "search", "train"],
+        "settings": ["data", "search", "train", "collect"],
     }
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import nasengine
+from nasengine._cli import collect, search, show, train
 from nasengine._cli import list as list_
-from nasengine._cli import search, show, train
 from tests.nasengine._cli.conftest import Run
 
 PAGES = {
@@ -27,6 +27,13 @@ PAGES = {
         train.EPILOG,
         "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set "
         "--config --out --resume --dry-run --help",
+    ),
+    "collect": (
+        "Usage: nasengine collect [OPTIONS]",
+        "Train random architectures, to fit predictors to their scores.",
+        collect.EPILOG,
+        "--space --data --count --epochs --batch-size --batch_size --train-portion --seed --device --set --config "
+        "--out --resume --dry-run --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
@@ -75,8 +82,8 @@ def test_help_is_light(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
-        "codes = [main([*verb, '--help']) for verb in ([], ['search'], ['train'], ['show'], ['list'])]\n"
-        "assert codes == [0] * 5\n"
+        "codes = [main([*verb, '--help']) for verb in ([], ['search'], ['train'], ['collect'], ['show'], ['list'])]\n"
+        "assert codes == [0] * 6\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

@@ -1,0 +1,87 @@
+"""`nasengine collect`."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from nasengine._cli.options import (
+    BatchSize,
+    Config,
+    Data,
+    Device,
+    DryRun,
+    Epochs,
+    Out,
+    Resume,
+    Seed,
+    Set,
+    TrainPortion,
+    assignments,
+)
+
+EPILOG = (
+    "Example: nasengine collect --space nasbench101 --count 20 --epochs 20 --train-portion 0.2 --set space.channels=8 "
+    "--set space.cells=1"
+)
+
+
+def collect(
+    space: Annotated[
+        str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)
+    ] = None,
+    data: Data = None,
+    count: Annotated[
+        str | None,
+        typer.Option(help="How many architectures.  [default: 100]", metavar="INTEGER", show_default=False),
+    ] = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    train_portion: TrainPortion = None,
+    seed: Seed = None,
+    device: Device = None,
+    set_: Set = None,
+    config: Config = None,
+    out: Out = None,
+    resume: Resume = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Train random architectures, to fit predictors to their scores.
+
+    Each is trained from scratch on a part of the training data and judged on the rest of it: the labels are validation
+    scores, and the test set is not touched. A label is a row of labels.csv once it is whole; a training that diverged
+    has the score of chance, and fewer epochs than the others. With --resume and a larger --count more labels are
+    added, the same as if all were asked for at once.
+    """
+    from nasengine import collecting
+    from nasengine._cli.progress import LabelProgress, print_labels
+    from nasengine.config import read_config
+    from nasengine.errors import InterruptedRun
+
+    flags = {
+        "collect.count": count,
+        "collect.epochs": epochs,
+        "collect.batch_size": batch_size,
+        "data.train_portion": train_portion,
+        "collect.seed": seed,
+        "collect.device": device,
+    }
+    settings = assignments(set_, flags)
+    stored = read_config(config, "collect") if config is not None else None
+    if dry_run:
+        from nasengine._cli.dry_run import collecting_cost
+
+        collecting_cost(collecting.plan_collection(space, data, settings=settings, config=stored))
+        return
+    progress = LabelProgress()
+    try:
+        with progress:
+            result = collecting.collect(
+                space, data, settings=settings, config=stored, out=out, resume=resume, observer=progress
+            )
+    except InterruptedRun as error:
+        again = f"nasengine collect --out {shlex.quote(str(progress.path))} --resume"
+        raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
+    print_labels(result.path, result.record)
