@@ -128,6 +128,16 @@ class CellSequence(Sequence[Architecture]):
     def __iter__(self) -> Iterator[Architecture]:
         return map(self._architecture, self.rows.tolist())
 
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, Architecture):
+            return False
+        try:
+            key = codes_of([value]).keys()
+        except ArchitectureError:
+            return False
+        rows = np.flatnonzero(self.codes().keys() == key)
+        return len(rows) > 0 and self[int(rows[0])] == value
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CellSequence):
             return NotImplemented
@@ -247,7 +257,7 @@ def pruned(codes: Codes) -> Codes:
         moved |= np.where(edges[source, target] & live[:, source] & live[:, target], 1 << np.maximum(bit, 0), 0)
     operations = np.full((len(codes), LAST - 1), -1, np.int8)
     for vertex in range(1, LAST):
-        rows = np.flatnonzero(live[:, vertex] & (vertex < codes.vertices - 1))
+        rows = np.flatnonzero(live[:, vertex])
         operations[rows, place[rows, vertex] - 1] = codes.operations[rows, vertex - 1]
     return Codes(live.sum(axis=1).astype(np.uint8), moved.astype(np.uint32), operations)
 

@@ -59,8 +59,9 @@ def test_what_is_no_index(small: Cells) -> None:
     for index in (2532, -2533, np.array([2532]), np.ones(3, bool)):
         with pytest.raises(IndexError):
             cells[index]
-    with pytest.raises(IndexError, match=r"not among those of 2,532 cells"):
-        CellSequence(small, np.array([2532]))
+    for row in (2532, -1):
+        with pytest.raises(IndexError, match=r"not among those of 2,532 cells"):
+            CellSequence(small, np.array([row]))
     with pytest.raises(TypeError):
         cells[1.5]  # type: ignore[call-overload]
 
@@ -74,6 +75,14 @@ def test_sequences_are_equal_by_their_cells(small: Cells) -> None:
     assert repr(fewer[:3]) == "<CellSequence of 3 among 91 cells>"
     with pytest.raises(ValueError, match="read-only"):
         cells.rows[0] = 1
+
+
+def test_what_is_in_a_sequence(small: Cells) -> None:
+    cells, rng = CellSequence(small), random.Random(3)
+    even = cells[::2]
+    assert all((cells[row] in even) == (row % 2 == 0) for row in rng.sample(range(2532), 50))
+    other = next(form for form in (other_form(small.cell(700), rng) for _ in range(99)) if form != cells[700])
+    assert other not in cells and Architecture({"a": "b"}) not in cells and 1 not in cells and cells[0] not in cells[:0]
 
 
 def test_hashes(small: Cells) -> None:

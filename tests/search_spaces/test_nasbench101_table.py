@@ -68,7 +68,7 @@ def test_any_forms_are_written_as_the_published_one(small: CellSequence) -> None
     assert SPACE.from_table(SPACE.to_table(forms, CIFAR)) == cells
 
 
-def test_no_cells_are_a_table_too() -> None:
+def test_no_cells_are_a_table_too(small: CellSequence) -> None:
     written = SPACE.to_table([], CIFAR)
     assert list(written) == ["hash", "matrix", "operations", "parameters"] and len(written) == 0
     assert len(SPACE.from_table(written)) == len(SPACE.from_table(written[["hash"]])) == 0
