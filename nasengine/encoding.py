@@ -33,6 +33,31 @@ class Graphs:
     def __len__(self) -> int:
         return len(self.operations)
 
+    def take(self, rows: slice | NDArray[Any]) -> Graphs:
+        """Some of the architectures."""
+        return Graphs(self.operations[rows], self.adjacency[rows], self.numbers[rows], self.vocabulary)
+
+    def unique(self) -> tuple[Graphs, NDArray[np.intp]]:
+        """The different ones in an order that does not depend on theirs, and where each of these is in it."""
+        count = len(self)
+        sides = [self.operations, np.packbits(self.adjacency.reshape(count, -1), axis=1), self.numbers]
+        rows = np.concatenate([np.ascontiguousarray(side).view(np.uint8).reshape(count, -1) for side in sides], axis=1)
+        _, first, places = np.unique(rows.view(f"V{rows.shape[1]}"), return_index=True, return_inverse=True)
+        return self.take(first), places.reshape(-1)
+
+
+def concatenate(several: Sequence[Graphs]) -> Graphs:
+    """All architectures of encodings of one space, padded to the most nodes."""
+    width = max(graphs.operations.shape[1] for graphs in several)
+    missing = [width - graphs.operations.shape[1] for graphs in several]
+    pairs = list(zip(several, missing, strict=True))
+    return Graphs(
+        np.concatenate([np.pad(g.operations, ((0, 0), (0, more)), constant_values=-1) for g, more in pairs]),
+        np.concatenate([np.pad(g.adjacency, ((0, 0), (0, more), (0, more))) for g, more in pairs]),
+        np.concatenate([graphs.numbers for graphs in several]),
+        several[0].vocabulary,
+    )
+
 
 def encode_choices(
     choices: Mapping[str, Choice], idle: Sequence[Collection[str]], taken: Sequence[Architecture]

@@ -167,16 +167,7 @@ class Run:
 
     def write_file(self, name: str, write: Callable[[Path], object]) -> None:
         """Replaces a file of the directory by what `write` writes to the path it is given, of the same suffix."""
-        partial = self.path / f"{_PARTIAL}{name}"
-        with saving(self.path / name):
-            try:
-                write(partial)
-                with partial.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(partial, self.path / name)
-            except BaseException:
-                partial.unlink(missing_ok=True)
-                raise
+        replace_file(self.path / name, write)
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -221,6 +212,20 @@ def read_tensors(path: Path, device: torch.device) -> Any:
             f"{path} must be a whole checkpoint of nasengine, but is damaged or another file; remove it to start the "
             "run again."
         ) from None
+
+
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Replaces a file by what `write` writes to the path it is given, of the same suffix: all of it or nothing."""
+    partial = path.with_name(f"{_PARTIAL}{path.name}")
+    with saving(path):
+        try:
+            write(partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 @contextmanager

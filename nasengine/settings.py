@@ -13,6 +13,8 @@ from nasengine.errors import SettingError, UnknownNameError
 
 T = TypeVar("T")
 
+_GIVEN = "given"
+
 
 def setting(
     default: T, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None
@@ -23,6 +25,11 @@ def setting(
     """
     metadata = {"help": help, "low": low, "above": above, "high": high}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def given(default: Any = dataclasses.MISSING) -> Any:
+    """A dataclass field that is no setting: it is passed in Python, not configured."""
+    return dataclasses.field(default=default, metadata={_GIVEN: True})
 
 
 def group(kind: type[T], help: str) -> T:
@@ -42,7 +49,7 @@ class Setting(NamedTuple):
 def validate(settings: object, prefix: str) -> None:
     """Checks types and ranges of all fields; called by `__post_init__`. Raises SettingError naming `prefix.field`."""
     hints = typing.get_type_hints(type(settings))
-    for field in dataclasses.fields(cast(Any, settings)):
+    for field in _configured(cast(Any, settings)):
         name, value = f"{prefix}.{field.name}", getattr(settings, field.name)
         _check_type(name, hints[field.name], value)
         _check_range(name, field.metadata, value)
@@ -50,11 +57,17 @@ def validate(settings: object, prefix: str) -> None:
 
 def plain(settings: object) -> dict[str, Any]:
     """The settings as nested dictionaries of plain values, ready for JSON."""
-    return dataclasses.asdict(cast(Any, settings))
+    names = {field.name for field in _configured(cast(Any, settings))}
+    return {name: value for name, value in dataclasses.asdict(cast(Any, settings)).items() if name in names}
 
 
-def from_plain(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
-    """Builds `kind` from what `plain` gave; an unknown name or a wrong type raises with the dotted name."""
+def from_plain(
+    kind: type[T], data: Mapping[str, Any], prefix: str, given: Mapping[str, Any] = types.MappingProxyType({})
+) -> T:
+    """Builds `kind` from what `plain` gave, and the fields that are no settings.
+
+    An unknown name or a wrong type raises with the dotted name.
+    """
     hints, values = typing.get_type_hints(kind), {}
     for name, value in data.items():
         _require_field(kind, name, prefix)
@@ -66,7 +79,7 @@ def from_plain(kind: type[T], data: Mapping[str, Any], prefix: str) -> T:
         elif hint is float and type(value) is int:
             value = float(value)
         values[name] = value
-    return kind(**values)
+    return kind(**values, **given)
 
 
 def override(data: Mapping[str, Any], kind: type, assignments: Mapping[str, str], prefix: str) -> dict[str, Any]:
@@ -91,7 +104,7 @@ def override(data: Mapping[str, Any], kind: type, assignments: Mapping[str, str]
 def table(kind: type, prefix: str) -> Iterator[Setting]:
     """All settings of a class with their defaults, groups expanded."""
     hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
+    for field in _configured(kind):
         name, hint = f"{prefix}.{field.name}", hints[field.name]
         if dataclasses.is_dataclass(hint):
             yield from table(cast(type, hint), name)
@@ -99,8 +112,12 @@ def table(kind: type, prefix: str) -> Iterator[Setting]:
             yield Setting(name, _describe(hint), field.default, field.metadata.get("help", ""))
 
 
+def _configured(settings: Any) -> list[dataclasses.Field[Any]]:
+    return [field for field in dataclasses.fields(settings) if _GIVEN not in field.metadata]
+
+
 def _require_field(kind: type, name: str, prefix: str) -> None:
-    known = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in _configured(kind)]
     if name not in known:
         raise UnknownNameError("setting", f"{prefix}.{name}", [f"{prefix}.{field}" for field in known])
 

@@ -95,11 +95,40 @@ def vertex_channels(codes: Codes, adjacency: NDArray[np.bool_], outputs: int) ->
 
 
 def encode_codes(codes: Codes, skeleton: Skeleton, shapes: Shapes) -> Graphs:
-    """Cells as they are numbered; the numbers are the logarithms of their parameters and of their multiply-adds."""
+    """Cells as they are numbered.
+
+    The numbers are the logarithms of their parameters and multiply-adds, and, of one cell with as many outputs as the
+    first stack has channels, how these and the weights are spread over the operations and projections.
+    """
     operations = np.full((len(codes), MAX_VERTICES), -1, np.int16)
     operations[:, 1:-1] = codes.operations
     operations[:, 1:-1] += codes.operations >= 0
     operations[:, 0] = VOCABULARY.index(INPUT)
     operations[np.arange(len(codes)), codes.vertices - 1] = VOCABULARY.index(OUTPUT)
-    numbers = np.stack(costs(codes, skeleton, shapes), axis=1)
-    return Graphs(operations, codes.adjacency(), np.log(numbers).astype(np.float32), VOCABULARY)
+    adjacency = codes.adjacency()
+    total = np.log(np.stack(costs(codes, skeleton, shapes), axis=1))
+    numbers = np.concatenate([total, _spread(codes, adjacency, skeleton.channels)], axis=1)
+    return Graphs(operations, adjacency, numbers.astype(np.float32), VOCABULARY)
+
+
+def _spread(codes: Codes, adjacency: NDArray[np.bool_], outputs: int) -> NDArray[np.float64]:
+    """(N, 13): by operation the share of channels in all and at most, and how large its weights are; of the projections
+    the share inside, to the output, and their size; into how many parts the output's channels are split."""
+    shares = vertex_channels(codes, adjacency, outputs) / outputs
+    inner = shares[:, 1:-1]
+    of = [np.where(codes.operations == kind, inner, 0.0) for kind in range(len(OPERATIONS))]
+    last = np.arange(len(codes)), codes.vertices - 1
+    projected = (adjacency[:, 0] * shares).sum(axis=1)
+    direct = adjacency[:, 0][last].astype(np.float64)
+    weights = [((max(kernel, 1) * share) ** 2).sum(axis=1) for kernel, share in zip(_KERNELS, of, strict=True)]
+    parts = (adjacency[last[0], :, last[1]])[:, 1:].sum(axis=1)
+    columns = [
+        *(share.sum(axis=1) for share in of),
+        *(share.max(axis=1) for share in of),
+        *(np.log(each + 0.02) for each in weights),
+        projected - direct,
+        direct,
+        np.log(projected + 0.02),
+        1.0 / np.maximum(parts, 1),
+    ]
+    return np.stack(columns, axis=1)
