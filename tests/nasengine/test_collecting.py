@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import nasengine
 from nasengine.architecture import Architecture, Choice
@@ -145,6 +146,24 @@ def test_a_label_depends_on_its_number_alone(whole: Path, small: str) -> None:
     for step in range(16, 24):
         job.step(step)
     assert job.end_epoch(3)["score"] == scores(whole)[2]
+
+
+class _Random(Dense):
+    """Networks that draw random numbers as they run."""
+
+    def network(self, shapes: Shapes) -> nn.Module:
+        return nn.Sequential(super().network(shapes), nn.Dropout(0.3))
+
+
+def test_also_where_the_network_draws_random_numbers(tmp_path: Path) -> None:
+    settings = ("collect.epochs=4", "collect.batch_size=5", "collect.lr=0.05", "collect.device=cpu")
+    result = collect(_Random(), regression_dataset(), count=2, settings=settings, out=tmp_path / "out")
+    plan = plan_collection(_Random(), regression_dataset(), settings=(*settings, "collect.count=2"))
+    job = CollectJob(plan.space, plan.task, plan.settings)
+    torch.manual_seed(123)
+    for step in range(16, 32):
+        job.step(step)
+    assert job.end_epoch(2)["score"] == read_labels(result.path)["score"][1]
 
 
 def test_a_label_is_the_mean_of_its_trainings(whole: Path, small: str) -> None:
