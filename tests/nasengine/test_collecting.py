@@ -170,10 +170,11 @@ def test_also_where_the_network_draws_random_numbers(tmp_path: Path) -> None:
 def test_a_label_is_the_mean_of_its_trainings(whole: Path, small: str) -> None:
     plan = plan_collection("nasbench101", small, settings=(*COLLECT, "collect.count=1"))
     job = CollectJob(plan.space, plan.task, plan.settings)
-    data, single = plan.task.dataset, []
+    data, single, starts = plan.task.dataset, [], []
     for repeat in range(2):
         with seeded(0, 0):
             training = job.begin(0, repeat)
+            starts.append(next(training.network.parameters()).detach().clone())
             for step in range(4):
                 training.step(step)
         network = training.network.eval()
@@ -181,7 +182,7 @@ def test_a_label_is_the_mean_of_its_trainings(whole: Path, small: str) -> None:
         inputs = (data.train_inputs[job.valid_indices] - mean) / std
         guesses = network(inputs).argmax(1)
         single.append(float((guesses == data.train_targets[job.valid_indices]).double().mean()))
-    assert statistics.fmean(single) == pytest.approx(scores(whole)[0])
+    assert not torch.equal(*starts) and statistics.fmean(single) == pytest.approx(scores(whole)[0])
     assert len(training.batches) == 2 and set(job.train_indices.tolist()).isdisjoint(job.valid_indices.tolist())
 
 
