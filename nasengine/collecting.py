@@ -109,7 +109,8 @@ def draw(space: Space, shapes: Shapes, count: int, rng: torch.Generator) -> list
         batch = [space.sample(choices, rng) for _ in range(_ROUND)]
         graphs = space.encode(batch, shapes)
         for row, architecture in enumerate(batch):
-            nodes = int((graphs.operations[row] >= 0).sum())  # how many columns there are depends on the others
+            there = (graphs.operations[row] >= 0).nonzero()[0]
+            nodes = there.max(initial=-1) + 1  # how many columns follow depends on the others
             used = graphs.operations[row, :nodes], graphs.adjacency[row, :nodes, :nodes], graphs.numbers[row]
             key = tuple(array.tobytes() for array in used)
             idle = idle + 1 if key in known else 0
@@ -167,9 +168,8 @@ class CollectJob:
         self.rows: list[dict[str, float | int | str]] = []
         self.publish: Callable[[str], object] = lambda text: None
         with seeded(settings.seed, _DRAW):
-            self.steps_per_pass = self.begin(
-                0, 0
-            ).steps_per_epoch  # what does not fit is told before anything is written
+            first = self.begin(0, 0)  # what does not fit is told before anything is written
+        self.steps_per_pass = first.steps_per_epoch
         self.steps_per_training = settings.epochs * self.steps_per_pass
         self.epochs, self.steps_per_epoch = settings.count, settings.repeats * self.steps_per_training
         self._training: TrainJob | None = None

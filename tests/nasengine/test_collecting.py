@@ -11,16 +11,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import nasengine
 from nasengine.architecture import Architecture, Choice
 from nasengine.collecting import CollectJob, chance, collect, draw, plan_collection, read_labels
 from nasengine.config import resolve_space, resolve_task
+from nasengine.encoding import Graphs, encode_choices
 from nasengine.errors import ArchitectureError, DataError, InterruptedRun, NasengineError, RunError, SettingError
 from nasengine.loop import Observer, seeded
 from nasengine.registry import SPACES
@@ -147,13 +149,32 @@ def test_a_label_depends_on_its_number_alone(whole: Path, small: str) -> None:
     assert job.end_epoch(3)["score"] == scores(whole)[2]
 
 
+class _Random(Dense):
+    """Networks that draw random numbers as they run."""
+
+    def network(self, shapes: Shapes) -> nn.Module:
+        return nn.Sequential(super().network(shapes), nn.Dropout(0.3))
+
+
+def test_also_where_the_network_draws_random_numbers(tmp_path: Path) -> None:
+    settings = ("collect.epochs=4", "collect.batch_size=5", "collect.lr=0.05", "collect.device=cpu")
+    result = collect(_Random(), regression_dataset(), count=2, settings=settings, out=tmp_path / "out")
+    plan = plan_collection(_Random(), regression_dataset(), settings=(*settings, "collect.count=2"))
+    job = CollectJob(plan.space, plan.task, plan.settings)
+    torch.manual_seed(123)
+    for step in range(16, 32):
+        job.step(step)
+    assert job.end_epoch(2)["score"] == read_labels(result.path)["score"][1]
+
+
 def test_a_label_is_the_mean_of_its_trainings(whole: Path, small: str) -> None:
     plan = plan_collection("nasbench101", small, settings=(*COLLECT, "collect.count=1"))
     job = CollectJob(plan.space, plan.task, plan.settings)
-    data, single = plan.task.dataset, []
+    data, single, starts = plan.task.dataset, [], []
     for repeat in range(2):
         with seeded(0, 0):
             training = job.begin(0, repeat)
+            starts.append(next(training.network.parameters()).detach().clone())
             for step in range(4):
                 training.step(step)
         network = training.network.eval()
@@ -161,7 +182,7 @@ def test_a_label_is_the_mean_of_its_trainings(whole: Path, small: str) -> None:
         inputs = (data.train_inputs[job.valid_indices] - mean) / std
         guesses = network(inputs).argmax(1)
         single.append(float((guesses == data.train_targets[job.valid_indices]).double().mean()))
-    assert statistics.fmean(single) == pytest.approx(scores(whole)[0])
+    assert not torch.equal(*starts) and statistics.fmean(single) == pytest.approx(scores(whole)[0])
     assert len(training.batches) == 2 and set(job.train_indices.tolist()).isdisjoint(job.valid_indices.tolist())
 
 
@@ -298,12 +319,22 @@ def test_more_architectures_begin_with_the_same() -> None:
     assert draw(space, shapes, 7, generator(3)) == many[:7]
 
 
+@pytest.mark.parametrize("name", SPACES.names())
+def test_different_ones_are_kept_apart(name: str) -> None:
+    space, shapes = SPACES[name](**SMALL.get(name, {})), Shapes((3, 8, 8), 10)
+    rng, choices = generator(4), space.choices(shapes)
+    seen = dict.fromkeys(space.sample(choices, rng) for _ in range(100))
+    found = draw(space, shapes, 20, generator(4))
+    expected = list(seen)[:20]
+    assert found == expected or name == "nasbench201"  # of these some are the same cell
+    assert len(set(found)) == 20
+
+
 class _Blind(Dense):
     """A space in which the last choice has no effect on the network, and on its arrays neither."""
 
-    def encode(self, architectures: object, shapes: Shapes) -> object:
-        taken = [a.replace("layer/1", "skip") for a in architectures]  # type: ignore[attr-defined]
-        return super().encode(taken, shapes)
+    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
+        return super().encode([a.replace("layer/1", "skip") for a in architectures], shapes)
 
 
 def test_equal_arrays_are_one_architecture() -> None:
@@ -313,6 +344,18 @@ def test_equal_arrays_are_one_architecture() -> None:
     assert {a["layer/0"] for a in found} == {"linear", "relu", "skip"}
     with pytest.raises(SettingError, match=r"^collect.count must .* 4 are asked for and .* came to 3; ask"):
         draw(_Blind(), shapes, 4, generator(0))
+
+
+class _Gapped(Dense):
+    """A space whose first choice is always idle."""
+
+    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
+        return encode_choices(self.choices(shapes), [{"layer/0"}] * len(architectures), architectures)
+
+
+def test_arrays_may_have_gaps() -> None:
+    found = draw(_Gapped(), Shapes((4,), 2), 3, generator(0))
+    assert {a["layer/1"] for a in found} == {"linear", "relu", "skip"}
 
 
 # Wrong inputs

@@ -108,7 +108,7 @@ def test_wrong_inputs(refuse: Refuse, cli: Run, command: tuple[str, ...]) -> Non
     assert refuse(*command, "--count", "0") == "collect.count must be at least 1, but got 0."
     assert refuse(*command, "--count", "many") == "collect.count must be a whole number, but got 'many'."
     assert refuse(*command, "--resume", "--out", "none") == (
-        "There must be a run.json of nasengine at none/run.json, but there is none."
+        "There must be a run.json of nasengine at none, but there is none."
     )
     assert refuse("collect", "--space", "nasbench101", "--data", "sklearn:wine", "--count", "2").startswith(
         "The space 'nasbench101' is for images"
