@@ -7,9 +7,9 @@ size, that is the share which each part has in what the network computes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,6 +50,16 @@ class Features:
         kept = scale > 1e-6 * np.maximum(1.0, np.abs(mean))
         groups = np.unique(group[kept], return_inverse=True)[1]
         return cls(bins, kept, mean[kept].astype(np.float32), scale[kept].astype(np.float32), groups)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """What was fitted, for `restored`."""
+        names = ("kept", "mean", "scale", "groups")
+        return {"features.bins": np.array(self.bins), **{f"features.{name}": getattr(self, name) for name in names}}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Self:
+        names = ("kept", "mean", "scale", "groups")
+        return cls(int(arrays["features.bins"]), *(arrays[f"features.{name}"] for name in names))
 
     def __call__(self, graphs: Graphs) -> Floats:
         """(N, F): what is kept, less its mean, by its standard deviation."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import (
     ConstantKernel,
@@ -69,10 +70,30 @@ class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):  # ty
 
 def _square(x: Floats, y: Floats) -> Floats:
     """Squared distances (N, M) of rows."""
-    products = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2.0 * (x @ y.T)
+    products: Floats = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2.0 * (x @ y.T)
     if x is y:
         np.fill_diagonal(products, 0.0)
-    return np.maximum(products, 0.0, out=products)
+    np.maximum(products, 0.0, out=products)
+    return products
+
+
+class MostLikely:
+    """An optimizer for scikit-learn's Gaussian process: the hyper-parameters that are most likely with a prior.
+
+    Their logarithms are normal around where they start: with few labels the likelihood alone would drop most groups.
+    """
+
+    def __init__(self, deviation: float) -> None:
+        self.deviation = deviation
+
+    def __call__(self, objective: Callable[..., Any], start: Floats, bounds: Floats) -> tuple[Floats, float]:
+        def penalised(theta: Floats) -> tuple[float, Floats]:
+            value, gradient = objective(theta, eval_gradient=True)
+            away = (theta - start) / self.deviation
+            return value + 0.5 * away @ away, gradient + away / self.deviation
+
+        found = minimize(penalised, start, jac=True, bounds=bounds, method="L-BFGS-B", options={"maxiter": 40})
+        return found.x, float(found.fun)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -88,27 +109,37 @@ class GaussianProcess(Predictor):
 
     name: ClassVar[str] = "gaussian-process"
 
-    fitted_on: int = setting(
-        600, "most labels from which the weights of the groups are learned; all are used after", low=10
-    )
-    seed: int = setting(0, "of the choice of those labels", low=0)
+    fitted_on: int = setting(500, "most labels from which the weights of the groups are learned; all are used", low=10)
+    prior: float = setting(3.0, "standard deviation of the logarithms of the weights before labels are seen", above=0)
+    seed: int = setting(0, "of the choice of the labels from which the weights are learned", low=0)
 
     def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
         self._features = Features.fitted(pool)
+        groups = self._features.groups
         inputs = self._features(graphs).astype(np.float64)
         rows = np.random.default_rng(self.seed).permutation(len(targets))[: self.fitted_on]
-        groups = self._features.groups
-        start = ConstantKernel(1.0, (1e-2, 1e2)) * GroupedMatern(np.full(groups.max() + 1, 0.1), groups) + WhiteKernel(
-            0.1, (1e-3, 1e1)
-        )
-        learned = GaussianProcessRegressor(start, alpha=1e-6).fit(inputs[rows], targets[rows])
-        self._condition(learned.kernel_, inputs, targets)
+        weights = GroupedMatern(np.full(groups.max() + 1, 0.3), groups)
+        start = ConstantKernel(1.0, (1e-2, 1e2)) * weights + WhiteKernel(0.2, (1e-3, 1e1))
+        process = GaussianProcessRegressor(start, alpha=1e-6, optimizer=MostLikely(self.prior))
+        self._theta: Floats = process.fit(inputs[rows], targets[rows]).kernel_.theta
+        self._condition(inputs, targets)
 
-    def _condition(self, kernel: Kernel, inputs: Floats, targets: Floats) -> None:
-        self._process = GaussianProcessRegressor(kernel, alpha=1e-6, optimizer=None).fit(inputs, targets)
+    def _condition(self, inputs: Floats, targets: Floats) -> None:
+        groups = self._features.groups
+        kernel = ConstantKernel() * GroupedMatern(np.ones(groups.max() + 1), groups) + WhiteKernel()
+        fixed = kernel.clone_with_theta(self._theta)
+        self._process = GaussianProcessRegressor(fixed, alpha=1e-6, optimizer=None).fit(inputs, targets)
 
     def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
         inputs = self._features(graphs).astype(np.float64)
-        parts = [self._process.predict(inputs[s : s + 4096], return_std=True) for s in range(0, len(inputs), 4096)]
+        parts = [self._process.predict(inputs[s : s + 2048], return_std=True) for s in range(0, len(inputs), 2048)]
         means, deviations = (np.concatenate(side) for side in zip(*parts, strict=True))
         return means, deviations
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        fitted = {"theta": self._theta, "inputs": self._process.X_train_, "targets": self._process.y_train_}
+        return {**self._features.arrays(), **fitted}
+
+    def _restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
+        self._features, self._theta = Features.restored(arrays), arrays["theta"]
+        self._condition(arrays["inputs"], arrays["targets"])
