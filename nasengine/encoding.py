@@ -90,15 +90,15 @@ def encode_cells(
     """What `Space.graphs` gives, several graphs side by side, with `operations` on nodes or edges.
 
     An operation on an edge becomes a node. A node without an operation is left out and its ways are kept, but for the
-    ends: the first ones that nothing leads to are the `inputs`, one that leads nowhere is the "output". What is on no
-    way between them is left out.
+    ends: the first ones that nothing leads to are the `inputs`, the last one of all is the "output". What is on no way
+    between them is left out, such as another one that leads nowhere; all of a cell whose last node has an operation.
     """
     names = list(cells[0]) if cells else []
     words = [*inputs, *operations, "output"]
     vocabulary = tuple(f"{name}/{word}" if len(names) > 1 else word for name in names for word in words)
     index = {word: place for place, word in enumerate(words)}
     parts = [[_ordered(graphs[name], inputs) for name in names] for graphs in cells]
-    width = max((sum(len(part) for part, _ in row) for row in parts), default=0)
+    width = max((sum(len(part) for part, _ in row) for row in parts), default=1) or 1
     coded = np.full((len(cells), width), -1, np.int16)
     adjacency = np.zeros((len(cells), width, width), bool)
     for row, several in enumerate(parts):
@@ -116,7 +116,7 @@ def _ordered(graph: nx.DiGraph[str], inputs: Sequence[str]) -> tuple[list[str], 
     flat: nx.DiGraph[Any] = nx.DiGraph()
     blank = [node for node in graph if not graph.nodes[node].get("operation")]
     sources = [node for node in blank if not graph.pred[node]][: len(inputs)]
-    sinks = [node for node in blank if not graph.succ[node] and node not in sources]
+    sinks = [node for node in list(graph)[-1:] if node in blank and node not in sources]
     ends = dict.fromkeys(sinks, "output") | dict(zip(sources, inputs, strict=False))
     for node in graph:
         flat.add_node(node, word=ends.get(node) or graph.nodes[node].get("operation", ""))
