@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import NotFittedError
 
-from nasengine.architecture import Architecture
+from nasengine.architecture import Architecture, Choice
 from nasengine.config import AnySpace, plain_plugin, resolve_space
 from nasengine.encoding import Graphs, concatenate
 from nasengine.errors import ArchitectureError, DataError, NasengineError, RunError, SettingError
@@ -71,12 +71,13 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             SettingError: a setting of the wrong type or out of range.
         """
         space = self._checked_space()
-        checked_architectures(space, architectures, self.shapes)
+        choices = space.choices(self.shapes)
+        checked_architectures(space, choices, architectures)
         targets = checked_scores(architectures, scores)
         graphs = space.encode(architectures, self.shapes)
         pool = graphs
         if unlabelled is not None:
-            checked_architectures(space, unlabelled, self.shapes)
+            checked_architectures(space, choices, unlabelled)
             if not len(unlabelled):
                 raise DataError(
                     "A pool of unlabelled architectures must not be empty, but is; leave it out, or give some of the "
@@ -86,7 +87,8 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         quantiles = Quantiles.of(targets)
         self.__dict__.pop("quantiles_", None)  # should the next line fail, nothing is fitted
         self._fit(graphs, quantiles.forward(targets), pool)
-        self.quantiles_, self._space, self._shapes = quantiles, space, self.shapes
+        self._space, self._shapes, self._choices = space, self.shapes, choices
+        self.quantiles_ = quantiles
         return self
 
     @overload
@@ -108,7 +110,7 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             raise NotFittedError(
                 f"The predictor {self.name!r} must be fitted before it predicts, but is not; call fit."
             )
-        checked_architectures(self._space, architectures, self._shapes)
+        checked_architectures(self._space, self._choices, architectures)
         if not len(architectures):
             return (np.zeros(0), np.zeros(0)) if return_std else np.zeros(0)
         starts = range(0, len(architectures), _BATCH)
@@ -189,7 +191,7 @@ def load_predictor(path: Path | str) -> Predictor:
         kind = PREDICTORS[settings.pop("name")]
         space, shapes = resolve_space(None, about["space"], {}), from_plain(Shapes, about["shapes"], "shapes")
         predictor = from_plain(kind, settings, "predictor", {"space": space, "shapes": shapes})
-        predictor._space, predictor._shapes = space, shapes
+        predictor._space, predictor._shapes, predictor._choices = space, shapes, space.choices(shapes)
         predictor.quantiles_ = Quantiles(arrays.pop("quantiles"))
         predictor._restore({name.removeprefix("state."): array for name, array in arrays.items()})
     except NasengineError:
@@ -227,7 +229,7 @@ def _checksum(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
     return f"{checksum:08x}"
 
 
-def checked_architectures(space: Space, architectures: Sequence[Architecture], shapes: Shapes) -> None:
+def checked_architectures(space: Space, choices: Mapping[str, Choice], architectures: Sequence[Architecture]) -> None:
     """Raises ArchitectureError unless they are a sequence of architectures of the space.
 
     A sequence that makes them when they are asked for is of one space: its first one stands for all.
@@ -236,7 +238,6 @@ def checked_architectures(space: Space, architectures: Sequence[Architecture], s
         raise ArchitectureError(
             f"Architectures must come in a sequence, but got a {type(architectures).__name__}; give a list."
         )
-    choices = space.choices(shapes)
     rows = architectures if isinstance(architectures, (list, tuple)) else architectures[:1]
     for row, architecture in enumerate(rows, start=1):
         if not isinstance(architecture, Architecture):
