@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import (
     ConstantKernel,
@@ -22,14 +20,11 @@ from sklearn.gaussian_process.kernels import (
 )
 
 from nasengine.encoding import Graphs
-from nasengine.errors import DataError
 from nasengine.predictor import Predictor
 from nasengine.settings import setting
 from predictors._features import Features
 
 Floats = NDArray[np.float64]
-
-_MOST: Final = 20_000
 
 
 class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):  # type: ignore[misc]
@@ -50,7 +45,7 @@ class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):  # ty
 
     @property
     def hyperparameter_weights(self) -> Hyperparameter:
-        return Hyperparameter("weights", "numeric", self.weights_bounds, np.size(self.weights))
+        return Hyperparameter("weights", "numeric", self.weights_bounds, len(self.weights))
 
     def __call__(self, X: Floats, Y: Floats | None = None, eval_gradient: bool = False) -> Any:
         weights = np.atleast_1d(self.weights)
@@ -119,11 +114,6 @@ class GaussianProcess(Predictor):
     seed: int = setting(0, "of the choice of the labels from which the weights are learned", low=0)
 
     def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
-        if len(graphs) > _MOST:
-            raise DataError(
-                f"A Gaussian process must have at most {_MOST:,} labels, since its matrix has a row and a column for "
-                f"each, but got {len(graphs):,}; give fewer, or take the predictor 'boosting'."
-            )
         self._features = Features.fitted(pool)
         groups = self._features.groups
         inputs = self._features(graphs).astype(np.float64)
@@ -131,9 +121,7 @@ class GaussianProcess(Predictor):
         weights = GroupedMatern(np.full(groups.max() + 1, 0.3), groups)
         start = ConstantKernel(1.0, (1e-2, 1e2)) * weights + WhiteKernel(0.2, (1e-3, 1e1))
         process = GaussianProcessRegressor(start, alpha=1e-6, optimizer=MostLikely(self.prior))
-        with warnings.catch_warnings():  # a bound is a good answer: a group that tells nothing, labels without noise
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._theta: Floats = process.fit(inputs[rows], targets[rows]).kernel_.theta
+        self._theta: Floats = process.fit(inputs[rows], targets[rows]).kernel_.theta
         self._condition(inputs, targets)
 
     def _condition(self, inputs: Floats, targets: Floats) -> None:
