@@ -22,6 +22,7 @@ from nasengine.quantiles import Quantiles
 from nasengine.registry import SPACES, Registry
 from nasengine.run import replace_file
 from nasengine.settings import from_plain, given, plain, validate
+from nasengine.space import Space
 from nasengine.task import Shapes
 
 if TYPE_CHECKING:
@@ -65,17 +66,20 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
                 empty pool.
             ArchitectureError: an architecture of another space.
         """
-        validate(self, "predictor")
-        self._space = resolve_space(self.space, {}, {})
-        targets = checked_scores(architectures, scores)
+        space, targets = self.check(), checked_scores(architectures, scores)
         if unlabelled is not None and not len(unlabelled):
             raise DataError(
                 "A pool of unlabelled architectures must not be empty, but is; leave it out, or give some of the space."
             )
-        graphs = self._space.encode(architectures, self.shapes)
-        pool = None if unlabelled is None else self._space.encode(unlabelled, self.shapes)
-        self.quantiles_ = Quantiles.of(targets)
-        self._fit(graphs, self.quantiles_.forward(targets), graphs if pool is None else concatenate([graphs, pool]))
+        pool = None if unlabelled is None else space.encode(unlabelled, self.shapes)
+        return self.fit_graphs(space.encode(architectures, self.shapes), targets, pool)
+
+    def fit_graphs(self, graphs: Graphs, scores: Floats, unlabelled: Graphs | None = None) -> Self:
+        """`fit` to architectures that are encoded already, with finite scores (N,) that differ."""
+        self._space = self.check()
+        self.quantiles_ = Quantiles.of(scores)
+        pool = graphs if unlabelled is None else concatenate([graphs, unlabelled])
+        self._fit(graphs, self.quantiles_.forward(scores), pool)
         return self
 
     @overload
@@ -92,21 +96,21 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         Raises:
             NotFittedError: the predictor is not fitted.
         """
-        if not hasattr(self, "quantiles_"):
-            raise NotFittedError(
-                f"The predictor {self.name!r} must be fitted before it predicts, but is not; call fit."
-            )
+        self._check_fitted()
         if not len(architectures):
             return (np.zeros(0), np.zeros(0)) if return_std else np.zeros(0)
         starts = range(0, len(architectures), _BATCH)
         parts = [self._space.encode(architectures[start : start + _BATCH], self.shapes) for start in starts]
         graphs, places = concatenate(parts).unique()
+        scores, deviations = self.predict_graphs(graphs)
+        return (scores[places], deviations[places]) if return_std else scores[places]
+
+    def predict_graphs(self, graphs: Graphs) -> tuple[Floats, Floats]:
+        """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,)."""
+        self._check_fitted()
         batches = [self._predict(graphs.take(slice(s, s + _BATCH))) for s in range(0, len(graphs), _BATCH)]
-        means, deviations = (np.concatenate(side)[places] for side in zip(*batches, strict=True))
-        scores = self.quantiles_.backward(means)
-        if not return_std:
-            return scores
-        return scores, deviations * self.quantiles_.slope(means)
+        means, deviations = (np.concatenate(side) for side in zip(*batches, strict=True))
+        return self.quantiles_.backward(means), deviations * self.quantiles_.slope(means)
 
     def save(self, path: Path | str) -> None:
         """Writes the fitted predictor into one safetensors file, from which `load_predictor` makes it again."""
@@ -126,6 +130,17 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         content = save(contiguous, metadata={"nasengine": json.dumps(about)})
         replace_file(Path(path), lambda partial: partial.write_bytes(content))
+
+    def check(self) -> Space:
+        """The space. Raises SettingError for a setting of the wrong type or range."""
+        validate(self, "predictor")
+        return resolve_space(self.space, {}, {})
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "quantiles_"):
+            raise NotFittedError(
+                f"The predictor {self.name!r} must be fitted before it predicts, but is not; call fit."
+            )
 
     @abc.abstractmethod
     def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
