@@ -70,12 +70,10 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             ArchitectureError: what is no architecture, or one of another space.
             SettingError: a setting of the wrong type or out of range.
         """
-        space = self._checked_space()
+        space = self.check()
         choices = space.choices(self.shapes)
         checked_architectures(space, choices, architectures)
         targets = checked_scores(architectures, scores)
-        graphs = space.encode(architectures, self.shapes)
-        pool = graphs
         if unlabelled is not None:
             checked_architectures(space, choices, unlabelled)
             if not len(unlabelled):
@@ -83,12 +81,16 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
                     "A pool of unlabelled architectures must not be empty, but is; leave it out, or give some of the "
                     "space."
                 )
-            pool = concatenate([graphs, space.encode(unlabelled, self.shapes)])
-        quantiles = Quantiles.of(targets)
+        pool = None if unlabelled is None else space.encode(unlabelled, self.shapes)
+        return self.fit_graphs(space.encode(architectures, self.shapes), targets, pool)
+
+    def fit_graphs(self, graphs: Graphs, scores: Floats, unlabelled: Graphs | None = None) -> Self:
+        """`fit` to architectures that are encoded already, with finite scores (N,) that differ."""
+        space, quantiles = self.check(), Quantiles.of(scores)
+        pool = graphs if unlabelled is None else concatenate([graphs, unlabelled])
         self.__dict__.pop("quantiles_", None)  # should the next line fail, nothing is fitted
-        self._fit(graphs, quantiles.forward(targets), pool)
-        self._space, self._shapes, self._choices = space, self.shapes, choices
-        self.quantiles_ = quantiles
+        self._fit(graphs, quantiles.forward(scores), pool)
+        self._fitted_to(space, self.shapes, quantiles)
         return self
 
     @overload
@@ -106,22 +108,24 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             NotFittedError: the predictor is not fitted.
             ArchitectureError: what is no architecture, or one of another space.
         """
-        if not hasattr(self, "quantiles_"):
-            raise NotFittedError(
-                f"The predictor {self.name!r} must be fitted before it predicts, but is not; call fit."
-            )
+        self._check_fitted()
         checked_architectures(self._space, self._choices, architectures)
         if not len(architectures):
             return (np.zeros(0), np.zeros(0)) if return_std else np.zeros(0)
         starts = range(0, len(architectures), _BATCH)
         parts = [self._space.encode(architectures[start : start + _BATCH], self._shapes) for start in starts]
         graphs, places = concatenate(parts).unique()
+        scores, deviations = self.predict_graphs(graphs)
+        return (scores[places], deviations[places]) if return_std else scores[places]
+
+    def predict_graphs(self, graphs: Graphs) -> tuple[Floats, Floats]:
+        """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,)."""
+        self._check_fitted()
+        if not len(graphs):
+            return np.zeros(0), np.zeros(0)
         batches = [self._predict(graphs.take(slice(s, s + _BATCH))) for s in range(0, len(graphs), _BATCH)]
-        means, deviations = (np.concatenate(side)[places] for side in zip(*batches, strict=True))
-        scores = self.quantiles_.backward(means)
-        if not return_std:
-            return scores
-        return scores, deviations * self.quantiles_.slope(means)
+        means, deviations = (np.concatenate(side) for side in zip(*batches, strict=True))
+        return self.quantiles_.backward(means), deviations * self.quantiles_.slope(means)
 
     def save(self, path: Path | str) -> None:
         """Writes the fitted predictor into one safetensors file, from which `load_predictor` makes it again."""
@@ -143,7 +147,8 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         content = save(contiguous, metadata={"nasengine": text, "checksum": _checksum(text, contiguous)})
         replace_file(Path(path), lambda partial: partial.write_bytes(content))
 
-    def _checked_space(self) -> Space:
+    def check(self) -> Space:
+        """The space. Raises SettingError for a setting of the wrong type or range."""
         validate(self, "predictor")
         if self.space is None:
             raise SettingError("The space of a predictor must be a name, a class or an instance of Space, but is None.")
@@ -153,6 +158,16 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
                 f"{CIFAR}."
             )
         return resolve_space(self.space, {}, {})
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "quantiles_"):
+            raise NotFittedError(
+                f"The predictor {self.name!r} must be fitted before it predicts, but is not; call fit."
+            )
+
+    def _fitted_to(self, space: Space, shapes: Shapes, quantiles: Quantiles) -> None:
+        self._space, self._shapes, self._choices = space, shapes, space.choices(shapes)
+        self.quantiles_ = quantiles
 
     @abc.abstractmethod
     def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
@@ -191,8 +206,7 @@ def load_predictor(path: Path | str) -> Predictor:
         kind = PREDICTORS[settings.pop("name")]
         space, shapes = resolve_space(None, about["space"], {}), from_plain(Shapes, about["shapes"], "shapes")
         predictor = from_plain(kind, settings, "predictor", {"space": space, "shapes": shapes})
-        predictor._space, predictor._shapes, predictor._choices = space, shapes, space.choices(shapes)
-        predictor.quantiles_ = Quantiles(arrays.pop("quantiles"))
+        predictor._fitted_to(space, shapes, Quantiles(arrays.pop("quantiles")))
         predictor._restore({name.removeprefix("state."): array for name, array in arrays.items()})
     except NasengineError:
         raise

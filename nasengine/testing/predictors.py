@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -57,21 +56,27 @@ def check_predictor(
         shapes: of the data on which they would be trained; those of the predictor if None.
         pairs: more architectures of one network in two texts; those that differ in idle choices are found.
     """
-    if inspect.isclass(predictor):
-        require(space is not None, "a class of predictors must be checked on a space, but none is given")
-        predictor = predictor(space=space, shapes=shapes or CIFAR)
-    given = {name: value for name, value in {"space": space, "shapes": shapes}.items() if value is not None}
-    predictor = clone(predictor).set_params(**given)
-    _check_conventions(predictor)
-    labels = _labels(predictor._checked_space(), predictor.shapes)
-    _check_unfitted(predictor, labels)
-    fitted = _check_fit(predictor, labels)
+    checked = _instance(predictor, space, shapes)
+    _check_conventions(checked)
+    labels = _labels(checked.check(), checked.shapes)
+    _check_unfitted(checked, labels)
+    fitted = _check_fit(checked, labels)
     _check_answers(fitted, labels)
     _check_same_networks(fitted, labels, pairs)
     _check_file(fitted, labels)
     _check_refit(fitted, labels)
-    _check_ranks(predictor, fitted, labels)
+    _check_ranks(checked, fitted, labels)
     _check_refusals(fitted, labels)
+
+
+def _instance(predictor: Predictor | type[Predictor], space: AnySpace | None, shapes: Shapes | None) -> Predictor:
+    if isinstance(predictor, type):
+        if space is None:
+            raise AssertionError("A class of predictors must be checked on a space, but none is given.")
+        return predictor(space=space, shapes=shapes or CIFAR)
+    given = {name: value for name, value in {"space": space, "shapes": shapes}.items() if value is not None}
+    changed: Predictor = clone(predictor).set_params(**given)
+    return changed
 
 
 def known_scores(graphs: Graphs) -> Floats:
@@ -121,18 +126,22 @@ def _check_fit(predictor: Predictor, labels: _Labels) -> Predictor:
     before = _random_states()
     try:
         for seed, pool in enumerate((rest, tuple(rest))):
-            fitted = clone(predictor)
-            random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+            fitted: Predictor = clone(predictor)
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
             states = _random_states()
             require(fitted.fit(known, scores, unlabelled=pool) is fitted, "fit must give the predictor itself")
             found.append(fitted.predict(rest))
             require(_equal(states, _random_states()), "a predictor must leave the global random states alone")
     finally:
-        random.setstate(before[0]), np.random.set_state(before[1]), torch.set_rng_state(before[2])
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.set_rng_state(before[2])
     unchanged = known == labels.known and rest == labels.rest and np.array_equal(scores, labels.scores)
     require(unchanged, "fit must not change what it is given")
     require(repr(fitted) == settings, "fit must not change the settings")
-    require(np.array_equal(*found), "equal seeds must give equal predictions, bit for bit")
+    require(np.array_equal(found[0], found[1]), "equal seeds must give equal predictions, bit for bit")
     return fitted
 
 
@@ -216,7 +225,7 @@ def _check_refit(fitted: Predictor, labels: _Labels) -> None:
     states = _random_states()
     both = (fitted, clone(fitted))
     found = [predictor.fit(labels.rest, -labels.truth).predict(labels.known) for predictor in both]
-    require(np.array_equal(*found), "a predictor that is fitted again must forget what it was fitted to")
+    require(np.array_equal(found[0], found[1]), "a predictor that is fitted again must forget what it was fitted to")
     require(_equal(states, _random_states()), "a predictor must leave the global random states alone")
 
 
