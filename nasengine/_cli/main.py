@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nasengine._cli import benchmark, search, show, train
 from nasengine._cli import list as list_
-from nasengine._cli import search, show, train
 
 _STOPPED = 130  # what Typer makes of Ctrl-C
 
@@ -28,6 +28,7 @@ app.command("search", epilog=search.EPILOG)(search.search)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
+app.add_typer(benchmark.app, name="benchmark")
 
 
 def _version(wanted: bool) -> None:
