@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from nasengine.benchmark import Info
 
 EPILOG = "Example: nasengine benchmark convert nasbench_only108.tfrecord --out nasbench101.parquet"
-_QUERY = (
+QUERY_EPILOG = (
     "Example: nasengine benchmark query nasbench101.parquet --genotype '111-01-1 conv3x3-bn-relu,maxpool3x3' --repeat 2"
 )
-_INFO = "Example: nasengine benchmark info nasbench101.parquet"
+INFO_EPILOG = "Example: nasengine benchmark info nasbench101.parquet"
 
 app = typer.Typer(epilog=EPILOG, rich_markup_mode=None)
 
@@ -42,13 +42,15 @@ def convert(
 
     Every record is checked on the way. The table opens at once; it is written whole or not at all.
     """
+    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from nasengine import benchmark
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TextColumn("left"))
-    with Progress(*columns, TimeRemainingColumn(), transient=True) as bar:
-        bar.disable = not bar.console.is_terminal
+    console = Console()
+    what = TextColumn("{task.description}", markup=False)
+    columns = (what, BarColumn(bar_width=20), DownloadColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(f"reading {source.name}", total=None)
 
         def progress(done: int, total: int) -> None:
@@ -59,7 +61,7 @@ def convert(
     _print_info(found)
 
 
-@app.command("query", epilog=_QUERY)
+@app.command("query", epilog=QUERY_EPILOG)
 def query(
     table: Table,
     genotype: Annotated[
@@ -77,7 +79,7 @@ def query(
         str | None, typer.Option(help="Those of all vertices: input,...,output.", metavar="LIST", show_default=False)
     ] = None,
     epochs: Annotated[
-        int | None,
+        str | None,
         typer.Option(help="The budget.  [default: the largest one]", metavar="INTEGER", show_default=False),
     ] = None,
     repeat: Annotated[str, typer.Option(help="Which training: 1, 2, ... or mean.", metavar="WHICH")] = "mean",
@@ -90,7 +92,7 @@ def query(
     if (matrix is None) != (operations is None) or (matrix is not None and genotype is not None):
         raise SettingError("A matrix must come with --operations and without --genotype: give both, or none.")
     text = genotype if matrix is None else f"{matrix} {operations}"
-    found = benchmark.query(table, space=space, genotype=text, hash=hash, epochs=epochs, repeat=repeat)
+    found = benchmark.query(table, space=space, genotype=text, hash=hash, epochs=_whole(epochs), repeat=repeat)
     which = "mean of all trainings" if found.repeat == "mean" else f"training {found.repeat}"
     typer.echo(f"{found.text}\nhash: {found.hash}\nparameters: {found.parameters:,}\n{found.epochs} epochs, {which}\n")
     names = [name for name in found.evaluations["final"]]
@@ -99,7 +101,7 @@ def query(
         typer.echo(f"{when:<8}" + "".join(f"{_value(name, measures[name]):>21}" for name in names))
 
 
-@app.command("info", epilog=_INFO)
+@app.command("info", epilog=INFO_EPILOG)
 def info(table: Table, space: SpaceName = "nasbench101") -> None:
     """Say what a table has."""
     from nasengine import benchmark
@@ -119,6 +121,15 @@ def _print_info(found: Info) -> None:
     for name, best in found.best.items():
         where = f"after {max(found.epochs)} epochs: {best.value:.3%}, {best.text} ({best.hash})"
         typer.echo(f"best mean {name.replace('_', ' ')} {where}")
+
+
+def _whole(text: str | None) -> int | None:
+    from nasengine.errors import SettingError
+
+    try:
+        return None if text is None else int(text)
+    except ValueError:
+        raise SettingError(f"The epochs must be a whole number, but got {text!r}.") from None
 
 
 def _value(name: str, value: float) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import nasengine
+from nasengine._cli import benchmark, search, show, train
 from nasengine._cli import list as list_
-from nasengine._cli import search, show, train
 from tests.nasengine._cli.conftest import Run
 
 PAGES = {
@@ -38,6 +38,12 @@ PAGES = {
         "Usage: nasengine list [OPTIONS]",
         "Name spaces, algorithms, data and all settings.",
         list_.EPILOG,
+        "--help",
+    ),
+    "benchmark": (
+        "Usage: nasengine benchmark [OPTIONS] COMMAND [ARGS]...",
+        "Convert and look up the published results of a space.",
+        benchmark.EPILOG,
         "--help",
     ),
 }
