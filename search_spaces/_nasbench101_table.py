@@ -243,12 +243,15 @@ _Index: TypeAlias = tuple[Bytes, NDArray[np.int32]]
 
 def _index(file: parquet.ParquetFile) -> _Index:
     table = file.read(["hash", "parameters"], use_threads=False)
-    contents = [
-        np.frombuffer(chunk.buffers()[1], np.uint8, 16 * len(chunk), 16 * chunk.offset)
-        for chunk in table["hash"].chunks
-        if len(chunk)
-    ]
-    return np.concatenate(contents or [np.zeros(0, np.uint8)]).reshape(-1, 16), table["parameters"].to_numpy()
+    return _plain(table["hash"], "V16").view(np.uint8).reshape(-1, 16), _plain(table["parameters"], "<i4")
+
+
+def _plain(column: pa.ChunkedArray, kind: str) -> NDArray[Any]:
+    """The values of a column without missing ones; to_numpy of pyarrow imports pandas first, which takes longer."""
+    size = np.dtype(kind).itemsize
+    chunks = (chunk for chunk in column.chunks if len(chunk))
+    parts = [np.frombuffer(chunk.buffers()[1], kind, len(chunk), size * chunk.offset) for chunk in chunks]
+    return np.concatenate([np.zeros(0, kind), *parts])
 
 
 def _ascend(hashes: Bytes) -> bool:
@@ -258,7 +261,7 @@ def _ascend(hashes: Bytes) -> bool:
 
 def _stacked(table: pa.Table, names: list[str]) -> NDArray[np.float64]:
     """(rows, columns)."""
-    return np.stack([table[name].to_numpy() for name in names], axis=1)
+    return np.stack([_plain(table[name], "<f8") for name in names], axis=1)
 
 
 def _drawn(repeat: Repeat, generator: torch.Generator | None) -> int | str:
