@@ -54,10 +54,10 @@ def convert_records(source: Path, out: Path, progress: Progress | None = None) -
         DataError: of `read_records`; the records of a cell do not belong together; `out` cannot be written.
     """
     source = Path(source)
-    _check_out(source, out)
     digest = hashlib.sha256()
     with ExitStack() as stack:
         partial = stack.enter_context(_replacing(out))
+        _check_out(source, out)
         parts = [stack.enter_context(tempfile.TemporaryFile(dir=out.parent)) for _ in range(_PARTS)]
         count, budgets = 0, set[int]()
         for records in read_records(source, progress, digest.update):
@@ -113,7 +113,7 @@ def _replacing(out: Path) -> Iterator[Path]:
     """A path beside `out`, renamed to it at the end, removed when anything goes wrong."""
     partial: Path | None = None
     try:
-        descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}-", suffix=".partial")
+        descriptor, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem[:50]}-", suffix=".partial")
         partial = Path(name)
         os.close(descriptor)
         yield partial

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from nasengine.architecture import Architecture
 from nasengine.benchmark import Best, Info, Known
-from search_spaces._nasbench101_table import read_table
+from search_spaces._nasbench101_table import Table
 
 if TYPE_CHECKING:
     from search_spaces.nasbench101 import NASBench101
@@ -26,8 +25,8 @@ _BEST = ("validation_accuracy", "test_accuracy")
 class TableResults:
     """See `nasengine.benchmark.Results`."""
 
-    def __init__(self, space: NASBench101, path: Path) -> None:
-        self._space, self.table = space, read_table(path)
+    def __init__(self, space: NASBench101, table: Table) -> None:
+        self._space, self.table = space, table
 
     def find(self, hash: str) -> Architecture:
         return self._space.architecture(self.table.cell(hash))

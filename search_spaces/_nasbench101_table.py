@@ -220,8 +220,14 @@ def read_table(path: Path) -> Table:
     Raises:
         DataError: the file is missing, cut, damaged, or another one.
     """
+    try:
+        with path.open("rb") as content:
+            size = os.fstat(content.fileno()).st_size
+    except OSError as error:
+        raise DataError(
+            f"A table of NAS-Bench-101 must be a readable file, but {path} is not: {error.strerror or error}."
+        ) from None
     with _reading(path):
-        size = os.path.getsize(path)
         file = parquet.ParquetFile(path, page_checksum_verification=True)
         facts = unsealed((file.schema_arrow.metadata or {}).get(KEY, b""))
         if facts is None or facts.get("format") != FORMAT:
@@ -277,10 +283,6 @@ def _reading(path: Path) -> Iterator[None]:
     """Turns what pyarrow says of a file into one sentence."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise DataError(
-            f"A table of NAS-Bench-101 must be a readable file, but {path} is not: {error.strerror or 'no file'}."
-        ) from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise

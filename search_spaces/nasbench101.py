@@ -32,6 +32,7 @@ from search_spaces._nasbench101_cells import sample_cell
 
 if TYPE_CHECKING:
     from nasengine.benchmark import Results
+    from search_spaces._nasbench101_table import Table
 
 LAST: Final = MAX_VERTICES - 1
 _FORM: Final = "111-01-1 conv3x3-bn-relu,maxpool3x3"
@@ -178,9 +179,7 @@ class NASBench101(Space):
 
     def benchmark(self, path: Path) -> Benchmark:
         """The means of three trainings in what `nasengine benchmark convert` wrote; the largest budget comes first."""
-        from search_spaces._nasbench101_table import read_table
-
-        table = read_table(path)
+        table = self.table(path)
 
         def look_up(architecture: Architecture) -> dict[str, float]:
             cell = self.cell(architecture)
@@ -198,6 +197,12 @@ class NASBench101(Space):
 
         return look_up
 
+    def table(self, path: Path | str) -> Table:
+        """What `nasengine benchmark convert` wrote, to be looked up by cell or hash; counts what that costs."""
+        from search_spaces._nasbench101_table import read_table
+
+        return read_table(Path(path))
+
     def convert_results(self, source: Path, out: Path, progress: Progress | None = None) -> None:
         """See `convert_records`."""
         from search_spaces._nasbench101_conversion import convert_records
@@ -207,7 +212,7 @@ class NASBench101(Space):
     def results(self, path: Path) -> Results:
         from search_spaces._nasbench101_results import TableResults
 
-        return TableResults(self, path)
+        return TableResults(self, self.table(path))
 
 
 def _edge(edge: tuple[int, int]) -> str:

@@ -297,6 +297,7 @@ def test_what_is_not_written(tmp_path: Path) -> None:
         other: f"must not replace files of other kinds, but {other} is one; choose another.",
         tmp_path / "no" / "a.parquet": "a.parquet, but there is not: No such file or directory; choose another.",
     }
+    told[tmp_path / ("x" * 300)] = "but there is not: File name too long; choose another."
     before = sorted(tmp_path.iterdir())
     for out, end in told.items():
         with pytest.raises(DataError) as caught:
@@ -379,7 +380,8 @@ def test_other_tables(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("hash,accuracy\n")
     assert opened(tmp_path / "text").startswith(damaged)
     assert opened(tmp_path / "gone").endswith("must be a readable file, but PATH is not: No such file or directory.")
-    assert opened(tmp_path).startswith("A table of NAS-Bench-101 must be a")
+    assert opened(tmp_path).endswith("must be a readable file, but PATH is not: Is a directory.")
+    assert opened(tmp_path / ("x" * 300)).endswith("must be a readable file, but PATH is not: File name too long.")
 
 
 def test_the_seal_is_the_checksum_of_the_facts() -> None:
