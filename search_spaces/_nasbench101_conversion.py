@@ -138,7 +138,7 @@ def _umask() -> int:
 
 def _deal(records: Records, parts: Sequence[IO[bytes]]) -> None:
     """Appends every record to the part of its hash; the parts have ascending hashes."""
-    part = records["hash"][:, 0] // (256 // _PARTS)
+    part = records["hash"][:, 0].astype(np.intp) // (256 // _PARTS)
     order = np.argsort(part, kind="stable")
     ends = np.searchsorted(part[order], np.arange(_PARTS), side="right")
     for file, rows in zip(parts, np.split(order, ends[:-1]), strict=True):

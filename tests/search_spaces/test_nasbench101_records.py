@@ -210,6 +210,17 @@ def test_layouts_of_one_length_are_told_apart() -> None:
     np.testing.assert_array_equal(single, wanted)
 
 
+def test_numbers_of_other_lengths_are_another_layout() -> None:
+    """Both payloads have the tags 0x10, 0x78 and 0x19 at the same places, the second one as values."""
+    front = b"".join(content(1, evaluation(values)) for values in (START, HALF, END)) + double(3, 9.5)
+    one = front + varint(16) + varint(1000) + b"\x78\x01" + double(3, 1.5)
+    other = front + varint(16) + varint(5) + b"\x78\x78" + b"\x70\x19" + 4 * b"\x78\x01"
+    assert len(one) == len(other)
+    for payloads in ([one, other], [other, one]):
+        found = parse_metrics(payloads)
+        assert dict(zip(found.parameters.tolist(), found.total_time.tolist(), strict=True)) == {1000: 1.5, 5: 9.5}
+
+
 @pytest.mark.parametrize(
     ("payload", "has"),
     [
@@ -279,8 +290,10 @@ def test_a_cut_is_found_in_its_record(six: Path) -> None:
 def test_the_first_of_two_problems_is_told(tmp_path: Path) -> None:
     rows = [Row(CELLS[1]), Row(CELLS[1], epochs=7), Row(CELLS[1])]
     path = write(tmp_path / "a.tfrecord", rows)
-    path.write_bytes(path.read_bytes()[:-1])
-    assert number_of(refused(path)) == 2
+    data = path.read_bytes()
+    for damaged in (data[:-1], data[:-1] + bytes([data[-1] ^ 1])):
+        path.write_bytes(damaged)
+        assert number_of(refused(path)) == 2
 
 
 HASH = CELLS[1].module_hash
@@ -322,6 +335,7 @@ HASH = CELLS[1].module_hash
         (Row(CELLS[1], changes={4: "Ci0J*AAA"}), "be a JSON list"),
         (Row(CELLS[1], changes={4: "Ci0JAAA"}), "be a JSON list"),
         (Row(CELLS[1], changes={4: 7}), "be a JSON list"),
+        (Row(CELLS[1], changes={4: "*" + json.loads(Row(CELLS[1]).data())[4]}), "be a JSON list"),
         (Row(CELLS[1], changes={4: ""}), "have the published metrics, but it has 0 evaluations; get"),
         (Row(CELLS[1], parameters=0), "have a number of parameters from 1 to 2.31 - 1, but has others; get"),
         (Row(CELLS[1], parameters=2**31), "have a number of parameters from 1 to 2.31 - 1, but has others; get"),

@@ -235,6 +235,10 @@ def test_a_cut_between_records_is_found(tmp_path: Path) -> None:
     ("rows", "told"),
     [
         (trainings(CELLS[:2], repeats=2), r"Record \d of .* 3 trainings of 108 epochs each, but it has 2 of 108 \("),
+        (
+            trainings(CELLS[:1], repeats=4) + trainings(CELLS[1:2], repeats=2),
+            r"Record [46] of .* 3 trainings of 108 epochs each, but it has [24] of 108 \(",
+        ),
         (trainings(CELLS[:2], repeats=4), r"Record \d of .* 3 trainings of 108 epochs each, but it has 4 of 108 \("),
         (
             trainings(CELLS[:1], (4, 108)) + trainings(CELLS[1:2]),
@@ -243,7 +247,11 @@ def test_a_cut_between_records_is_found(tmp_path: Path) -> None:
         (trainings(CELLS[:1], (4, 108)) + trainings(CELLS[1:2], (4, 4)), "Record 12 of .* but it has 6 of 4 "),
     ],
 )
-def test_cells_without_all_trainings(tmp_path: Path, rows: list[Row], told: str) -> None:
+@pytest.mark.parametrize("parts", [1, 64])
+def test_cells_without_all_trainings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[Row], told: str, parts: int
+) -> None:
+    monkeypatch.setattr(module, "_PARTS", parts)
     assert re.match(told, refused(rows, tmp_path))
 
 
