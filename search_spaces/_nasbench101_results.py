@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from nasengine.architecture import Architecture
 from nasengine.benchmark import Best, Info, Known
-from search_spaces._nasbench101_table import Table
+from search_spaces._nasbench101_published import Table
 
 if TYPE_CHECKING:
     from search_spaces.nasbench101 import NASBench101

@@ -32,7 +32,7 @@ from search_spaces._nasbench101_cells import sample_cell
 
 if TYPE_CHECKING:
     from nasengine.benchmark import Results
-    from search_spaces._nasbench101_table import Table
+    from search_spaces._nasbench101_published import Table
 
 LAST: Final = MAX_VERTICES - 1
 _FORM: Final = "111-01-1 conv3x3-bn-relu,maxpool3x3"
@@ -199,7 +199,7 @@ class NASBench101(Space):
 
     def table(self, path: Path | str) -> Table:
         """What `nasengine benchmark convert` wrote, to be looked up by cell or hash; counts what that costs."""
-        from search_spaces._nasbench101_table import read_table
+        from search_spaces._nasbench101_published import read_table
 
         return read_table(Path(path))
 
