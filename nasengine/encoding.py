@@ -90,8 +90,8 @@ def encode_cells(
     """What `Space.graphs` gives, several graphs side by side, with `operations` on nodes or edges.
 
     An operation on an edge becomes a node. A node without an operation is left out and its ways are kept, but for the
-    ends: the first ones that nothing leads to are the `inputs`, the last node is the "output". What is on no way between
-    them is left out, so that a cell that connects nothing has no nodes.
+    ends: the first ones that nothing leads to are the `inputs`, the last node is the "output". What is on no way
+    between them is left out, so that a cell that connects nothing has no nodes.
     """
     names = list(cells[0]) if cells else []
     words = [*inputs, *operations, "output"]
