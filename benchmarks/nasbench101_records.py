@@ -23,8 +23,8 @@ import numpy as np
 
 from search_spaces._nasbench101_cells import load_cells
 from search_spaces._nasbench101_conversion import convert_records
-from search_spaces._nasbench101_records import read_records
 from search_spaces._nasbench101_published import read_table
+from search_spaces._nasbench101_records import read_records
 
 REPEATS = 3
 

@@ -123,7 +123,7 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             "shapes": plain(self.shapes),
         }
         arrays = {"quantiles": self.quantiles_.knots, **{f"state.{name}": a for name, a in self._arrays().items()}}
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: array.copy(order="C") for name, array in arrays.items()}
         content = save(contiguous, metadata={"nasengine": json.dumps(about)})
         replace_file(Path(path), lambda partial: partial.write_bytes(content))
 

@@ -80,9 +80,9 @@ class Assessor(Predictor):
     Differs from the paper: the auto-encoder has linear layers; sigma is relative to the median distance of embeddings;
     the gradient flows through the embeddings, not through the graph; an asked architecture is joined to fixed anchors
     (labelled and unlabelled ones) and not to others that are asked, so that its score does not depend on them; scores
-    are normal quantiles; errors are means, without (A5)'s half. Beyond the paper: graph features in place of the matrix,
-    which do not depend on how nodes are numbered, each group as important as in the most likely Gaussian process
-    (metric=learned); a loss on the order of pairs (ranking); several members, whose spread is the uncertainty.
+    are normal quantiles; errors are means, without the half in (A5). Beyond the paper: graph features in place of the
+    matrix, which do not depend on how nodes are numbered, each group as important as in the most likely Gaussian
+    process (metric=learned); a loss on the order of pairs (ranking); several members, whose spread is the uncertainty.
     """
 
     name: ClassVar[str] = "assessor"

@@ -18,8 +18,8 @@ from nasengine.errors import DataError, NasengineError, SettingError
 from search_spaces import _nasbench101_conversion as module
 from search_spaces._nasbench101 import Cell
 from search_spaces._nasbench101_conversion import columns, convert_records, sealed
-from search_spaces._nasbench101_records import MEASURED
 from search_spaces._nasbench101_published import Spent, Table, Training, read_table
+from search_spaces._nasbench101_records import MEASURED
 from search_spaces.nasbench101 import NASBench101
 from tests.search_spaces.tfrecords import CELLS, CONV3, Row, chain, crc32c, plain_records, trainings, write
 
