@@ -142,7 +142,7 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             "shapes": plain(self._shapes),
         }
         arrays = {"quantiles": self.quantiles_.knots, **{f"state.{name}": a for name, a in self._arrays().items()}}
-        contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+        contiguous = {name: array.copy(order="C") for name, array in arrays.items()}
         text = json.dumps(about)
         content = save(contiguous, metadata={"nasengine": text, "checksum": _checksum(text, contiguous)})
         replace_file(Path(path), lambda partial: partial.write_bytes(content))

@@ -21,7 +21,11 @@ from search_spaces.nasbench101 import NASBench101
 from search_spaces.nasbench201 import NASBench201
 from tests.search_spaces.cells101 import other_form, random_cells
 
-SMALL: dict[str, dict[str, Any]] = {"boosting": {"trees": 25, "members": 2}}
+SMALL: dict[str, dict[str, Any]] = {
+    "boosting": {"trees": 25, "members": 2},
+    "ensemble": {"trees": 20},
+    "assessor": {"steps": 50, "members": 2, "hidden": 32, "embedding": 16, "anchors": 60},
+}
 SHAPES = Shapes((3, 32, 32), 10)
 IMAGES = f"{Path(__file__).parents[2] / 'examples/images.py'}:SmallCNN"
 

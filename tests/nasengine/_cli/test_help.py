@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, rank, search, show, train
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -39,8 +39,8 @@ PAGES = {
         "Usage: nasengine rank [OPTIONS]",
         "Rank a space by a predictor that is fitted to a few labels.",
         rank.EPILOG,
-        "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config --out "
-        "--help",
+        "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config "
+        "--out --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
@@ -52,6 +52,12 @@ PAGES = {
         "Usage: nasengine list [OPTIONS]",
         "Name spaces, algorithms, data and all settings.",
         list_.EPILOG,
+        "--help",
+    ),
+    "benchmark": (
+        "Usage: nasengine benchmark [OPTIONS] COMMAND [ARGS]...",
+        "Convert and look up the published results of a space.",
+        benchmark.EPILOG,
         "--help",
     ),
 }
