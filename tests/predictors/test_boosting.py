@@ -22,7 +22,7 @@ def test_a_step_is_found() -> None:
 def test_members_and_seeds_differ_by_the_features_that_they_see() -> None:
     found = []
     for seed, members in ((0, 1), (1, 1), (0, 2)):
-        predictor = Boosting(space="nasbench201", trees=10, seed=seed, members=members)
+        predictor = Boosting(space="nasbench201", trees=60, seed=seed, members=members)
         predictor._fit(GRAPHS, TARGETS, GRAPHS)
         found.append(predictor._predict(GRAPHS))
     assert not np.array_equal(found[0][0], found[1][0])
