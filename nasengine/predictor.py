@@ -101,11 +101,13 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         starts = range(0, len(architectures), _BATCH)
         parts = [self._space.encode(architectures[start : start + _BATCH], self.shapes) for start in starts]
         graphs, places = concatenate(parts).unique()
-        batches = [self._predict(graphs.take(slice(s, s + _BATCH))) for s in range(0, len(graphs), _BATCH)]
-        means, deviations = (np.concatenate(side)[places] for side in zip(*batches, strict=True))
+        starts = range(0, len(graphs), _BATCH)
+        batches = [self._predict(graphs.take(slice(start, start + _BATCH)), return_std) for start in starts]
+        means = np.concatenate([mean for mean, _ in batches])[places]
         scores = self.quantiles_.backward(means)
         if not return_std:
             return scores
+        deviations = np.concatenate([deviation for _, deviation in batches])[places]
         return scores, deviations * self.quantiles_.slope(means)
 
     def save(self, path: Path | str) -> None:
@@ -132,8 +134,8 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         """Fits to N graphs with targets (N,); the pool begins with them and goes on with the unlabelled ones."""
 
     @abc.abstractmethod
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        """Means and standard deviations (N,) of the targets."""
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        """Means and standard deviations (N,) of the targets; these count only if they are asked for."""
 
     @abc.abstractmethod
     def _arrays(self) -> dict[str, NDArray[Any]]:
