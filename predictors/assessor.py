@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch_geometric.nn import DenseGCNConv
 
 from nasengine.encoding import Graphs
 from nasengine.predictor import Predictor
@@ -31,6 +30,8 @@ class Network(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, embedding: int) -> None:
         super().__init__()
+        from torch_geometric.nn import DenseGCNConv  # takes seconds, which other predictors need not wait for
+
         self.encoder = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
         self.decoder = nn.Sequential(nn.Linear(embedding, hidden), nn.ReLU(), nn.Linear(hidden, inputs))
         self.first, self.second = DenseGCNConv(embedding, hidden), DenseGCNConv(hidden, hidden)
