@@ -115,15 +115,19 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         starts = range(0, len(architectures), _BATCH)
         parts = [self._space.encode(architectures[start : start + _BATCH], self._shapes) for start in starts]
         graphs, places = concatenate(parts).unique()
-        scores, deviations = self.predict_graphs(graphs)
+        scores, deviations = self.predict_graphs(graphs, return_std)
         return (scores[places], deviations[places]) if return_std else scores[places]
 
-    def predict_graphs(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,)."""
+    def predict_graphs(self, graphs: Graphs, return_std: bool = True) -> tuple[Floats, Floats]:
+        """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,).
+
+        These count only with `return_std`.
+        """
         self._check_fitted()
         if not len(graphs):
             return np.zeros(0), np.zeros(0)
-        batches = [self._predict(graphs.take(slice(s, s + _BATCH))) for s in range(0, len(graphs), _BATCH)]
+        starts = range(0, len(graphs), _BATCH)
+        batches = [self._predict(graphs.take(slice(start, start + _BATCH)), return_std) for start in starts]
         means, deviations = (np.concatenate(side) for side in zip(*batches, strict=True))
         return self.quantiles_.backward(means), deviations * self.quantiles_.slope(means)
 
@@ -174,8 +178,8 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         """Fits to N graphs with targets (N,); the pool begins with them and goes on with the unlabelled ones."""
 
     @abc.abstractmethod
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        """Means and standard deviations (N,) of the targets."""
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        """Means and standard deviations (N,) of the targets; these count only if they are asked for."""
 
     @abc.abstractmethod
     def _arrays(self) -> dict[str, NDArray[Any]]:

@@ -25,8 +25,8 @@ class FeaturePredictor(Predictor):
         self._features = Features.fitted(pool)
         self.train(self._features(graphs).astype(np.float64), targets, self._features.groups)
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        return self.guess(self._features(graphs).astype(np.float64))
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        return self.guess(self._features(graphs).astype(np.float64), return_std)
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
         return {**self._features.arrays(), **self.fitted()}
@@ -40,8 +40,8 @@ class FeaturePredictor(Predictor):
         """Fits to features (N, F) in groups (F,) and targets (N,)."""
 
     @abc.abstractmethod
-    def guess(self, inputs: Floats) -> tuple[Floats, Floats]:
-        """Means and standard deviations (N,) of the targets for features (N, F)."""
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
+        """Means and standard deviations (N,) of the targets for features (N, F); without `return_std` any for these."""
 
     @abc.abstractmethod
     def fitted(self) -> dict[str, NDArray[Any]]:

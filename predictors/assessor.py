@@ -194,7 +194,7 @@ class Assessor(Predictor):
         distances = F.pdist(embedded)
         return (2 * (self.sigma * distances.median()) ** 2).clamp(min=1e-12) if len(distances) else torch.ones(())
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
         inputs = self._inputs(graphs)
         with torch.no_grad():
             guesses = np.stack([self._asked(network, inputs) for network in self._members]).astype(np.float64)

@@ -50,7 +50,7 @@ class Boosting(FeaturePredictor):
             for member in range(self.members)
         ]
 
-    def guess(self, inputs: Floats) -> tuple[Floats, Floats]:
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
         guesses = np.stack([model.predict(inputs) for model in self._models])
         return guesses.mean(axis=0), guesses.std(axis=0)
 

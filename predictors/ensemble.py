@@ -39,8 +39,9 @@ class Ensemble(FeaturePredictor):
         for member in self._members.values():
             member.train(inputs, targets, groups)
 
-    def guess(self, inputs: Floats) -> tuple[Floats, Floats]:
-        means, deviations = (np.stack(s) for s in zip(*(m.guess(inputs) for m in self._members.values()), strict=True))
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
+        both = [member.guess(inputs, return_std) for member in self._members.values()]
+        means, deviations = (np.stack(side) for side in zip(*both, strict=True))
         shares = np.array([[1 - self.boosting], [self.boosting]])
         mean: Floats = (shares * means).sum(axis=0)
         return mean, np.sqrt((shares * (deviations**2 + (means - mean) ** 2)).sum(axis=0))

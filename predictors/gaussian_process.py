@@ -46,7 +46,10 @@ class GaussianProcess(FeaturePredictor):
         rows = np.random.default_rng(self.seed).permutation(len(targets))[: self.fitted_on]
         self._condition(learned(inputs[rows], targets[rows], groups, self.prior), inputs, targets, groups)
 
-    def guess(self, inputs: Floats) -> tuple[Floats, Floats]:
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
+        if not return_std:
+            parts = [self._process.predict(inputs[s : s + 2048]) for s in range(0, len(inputs), 2048)]
+            return np.concatenate(parts), np.zeros(len(inputs))
         parts = [self._process.predict(inputs[s : s + 2048], return_std=True) for s in range(0, len(inputs), 2048)]
         means, deviations = (np.concatenate(side) for side in zip(*parts, strict=True))
         return means, deviations

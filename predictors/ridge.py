@@ -36,7 +36,7 @@ class RidgeRegression(FeaturePredictor):
         self._weights: Floats = model.coef_
         self._offset, self._error = float(model.intercept_), float(np.sqrt(-model.best_score_))
 
-    def guess(self, inputs: Floats) -> tuple[Floats, Floats]:
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
         means: Floats = inputs @ self._weights + self._offset
         return means, np.full(len(means), self._error)
 
