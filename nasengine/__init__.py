@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `collect`, `show`, `list`. The names are loaded on
-use, so that importing the package stays light.
+Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `show`, `list`. The names are
+loaded on use, so that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from nasengine.listing import show as show
     from nasengine.loop import Observer as Observer
     from nasengine.measure import Measure as Measure
+    from nasengine.predictor import PREDICTORS as PREDICTORS
+    from nasengine.predictor import Predictor as Predictor
+    from nasengine.predictor import load_predictor as load_predictor
+    from nasengine.ranking import rank as rank
     from nasengine.registry import ALGORITHMS as ALGORITHMS
     from nasengine.registry import SPACES as SPACES
     from nasengine.searching import search as search
@@ -75,6 +79,8 @@ _HOME = {
     "MixedOp": "supernet",
     "NasengineError": "errors",
     "Observer": "loop",
+    "PREDICTORS": "predictor",
+    "Predictor": "predictor",
     "SPACES": "registry",
     "Shapes": "task",
     "Shared": "supernet",
@@ -86,7 +92,9 @@ _HOME = {
     "Zero": "supernet",
     "collect": "collecting",
     "list": "listing",
+    "load_predictor": "predictor",
     "load_task": "task",
+    "rank": "ranking",
     "search": "searching",
     "show": "listing",
     "train": "training",

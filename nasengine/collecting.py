@@ -356,7 +356,7 @@ def collect(
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "collect", plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
-        run.update({"config": plan.config})  # the count may be another one
+        run.update({"config": plan.config, "shapes": plain(plan.task.shapes)})  # the count may be another one
         job.publish = lambda text: run.write_text(LABELS, text)
         Loop(run, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         return CollectResult(path, path / LABELS, run.record)

@@ -123,6 +123,22 @@ class CollectSettings:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankSettings:
+    """What is ranked, how the predictor is judged, and what is written."""
+
+    top: int | Literal["all"] = setting(20, "best candidates in ranking.csv", low=1)
+    next: int = setting(0, "architectures to propose for labelling, by independent Thompson sampling", low=0)
+    evaluate: bool = setting(True, "judge the predictor on labels that are held out, where there are at least 20")
+    draws: int = setting(5, "held-out parts by which the predictor is judged", low=1)
+    sample: int = setting(10_000, "random candidates of a space that is too large to be enumerated", low=1)
+    unlabelled: int = setting(10_000, "candidates that the predictor sees without scores, 0 for none", low=0)
+    seed: int = setting(0, "of all random numbers but the predictor's", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "rank")
+
+
 def read_config(path: Path, verb: str) -> dict[str, Any]:
     """The configuration of a run of `verb`: of a run directory, or in a run.json."""
     record = read_record(path) if os.path.isdir(path) else read_run_json(path)

@@ -6,12 +6,12 @@ import builtins
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import networkx as nx
 
 from nasengine.architecture import Architecture
-from nasengine.config import AnySpace, CollectSettings, SearchSettings, TrainSettings, resolve_space
+from nasengine.config import AnySpace, CollectSettings, RankSettings, SearchSettings, TrainSettings, resolve_space
 from nasengine.data import SCHEMES
 from nasengine.drawing import draw
 from nasengine.errors import ArchitectureError, NasengineError, RunError
@@ -20,6 +20,8 @@ from nasengine.run import HISTORY, read_record, saving
 from nasengine.settings import Setting, table
 from nasengine.space import Space
 from nasengine.task import DataSettings
+
+_TABLES: Final = {"collect": "labels.csv", "rank": "ranking.csv"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,15 @@ class Entry:
 
 
 def list() -> builtins.list[Entry]:
-    """Spaces, algorithms, data schemes, and the settings of the verbs."""
+    """Spaces, algorithms, predictors, data schemes, and the settings of the verbs."""
+    from nasengine.predictor import PREDICTORS  # scikit-learn takes a second, and the other verbs need none of it
+
     entries = [_plugin("space", name, SPACES[name], "space") for name in SPACES.names()]
     entries += [_plugin("algorithm", name, ALGORITHMS[name], "algo") for name in ALGORITHMS.names()]
+    entries += [_plugin("predictor", name, PREDICTORS[name], "predictor") for name in PREDICTORS.names()]
     entries += [Entry("data", scheme.name, scheme.summary, ()) for scheme in SCHEMES.values()]
-    groups = {"data": DataSettings, "search": SearchSettings, "train": TrainSettings, "collect": CollectSettings}
-    for prefix, kind in groups.items():
+    groups = {"data": DataSettings, "search": SearchSettings, "train": TrainSettings}
+    for prefix, kind in {**groups, "collect": CollectSettings, "rank": RankSettings}.items():
         entries.append(_plugin("settings", prefix, kind, prefix))
     return entries
 
@@ -78,10 +83,10 @@ def show(
     if (run is None) == (genotype is None):
         raise RunError("Either a run directory or a genotype must be given to show, and not both.")
     record = read_record(Path(run)) if run is not None else None
-    if record is not None and record["verb"] == "collect":
+    if record is not None and record["verb"] in _TABLES:
         raise RunError(
-            f"A run to show must be a search or a training, but the one in {run} is of 'nasengine collect', which "
-            "finds no architecture; open its labels.csv."
+            f"A run to show must be a search or a training, but the one in {run} is of 'nasengine {record['verb']}', "
+            f"which finds no architecture; open its {_TABLES[record['verb']]}."
         )
     resolved = resolve_space(space, record["config"]["space"] if record else {"name": "darts"}, {})
     found = resolved.read(genotype) if genotype is not None else None

@@ -15,7 +15,7 @@ import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -45,7 +45,9 @@ _PARTS: Final = {
     "search": ("space", "algo", "data", "search"),
     "train": ("space", "data", "train"),
     "collect": ("space", "data", "collect"),
+    "rank": ("space", "predictor", "rank"),
 }  # of a configuration
+_WHOLE: Final = {"rank"}  # verbs that begin anew where they were stopped
 
 Row = Mapping[str, float | int | str]
 
@@ -67,16 +69,15 @@ class Run:
 
         Args:
             path: the directory.
-            verb: "search", "train" or "collect".
+            verb: "search", "train", "collect" or "rank".
             config: the resolved configuration, plain values.
             facts: further entries of run.json that must be the same when the run goes on (what the data are).
         """
-        if _holds_something(path) and not (path / RECORD).exists():
-            raise RunError(_occupied(path))
+        if not (path / RECORD).exists():
+            check_free(path, verb)
         lock = _locked(path)
         try:
-            if _holds_something(path):
-                raise RunError(_occupied(path))
+            check_free(path, verb)
             record = {
                 "format": _FORMAT,
                 "id": uuid.uuid4().hex,
@@ -124,6 +125,11 @@ class Run:
         self.record.update(changes or {})
         self.write_text(RECORD, json.dumps(self.record, indent=2) + "\n")
 
+    def discard(self, names: Iterable[str], keep_record: bool = False) -> None:
+        """Removes files, and run.json unless it is kept: without it the directory is new again."""
+        for name in [*names, *([] if keep_record else [RECORD])]:
+            (self.path / name).unlink(missing_ok=True)
+
     def save_checkpoint(self, state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint by tensors and plain values."""
         content = io.BytesIO()  # torch.save hides the reason when a file cannot be written
@@ -168,6 +174,12 @@ class Run:
     def write_file(self, name: str, write: Callable[[Path], object]) -> None:
         """Replaces a file of the directory by what `write` writes to the path it is given, of the same suffix."""
         replace_file(self.path / name, write)
+
+
+def check_free(path: Path, verb: str) -> None:
+    """Raises RunError unless a run can start in a directory: it is new, empty, or has one that begins anew."""
+    if _holds_something(path) and not _begins_anew(path, verb):
+        raise RunError(_occupied(path))
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -318,6 +330,14 @@ def _holds_something(path: Path) -> bool:
     return any(name != _LOCK and not name.startswith(_PARTIAL) for name in names)
 
 
+def _begins_anew(path: Path, verb: str) -> bool:
+    """Whether there is a run of `verb` that was killed, of which nothing is kept."""
+    if verb not in _WHOLE or not (path / RECORD).exists():
+        return False
+    record = read_record(path)
+    return bool(record["verb"] == verb and record["status"] == "running")
+
+
 def _locked(path: Path) -> FileLock:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -337,9 +357,9 @@ def _locked(path: Path) -> FileLock:
 def _occupied(path: Path) -> str:
     if not (path / RECORD).exists():
         return f"The run directory {path} must be new or empty, but holds other files; give another --out."
-    status = read_record(path)["status"]
-    ended = status in ("finished", "diverged")
-    hint = "" if ended else "add --resume to go on with it, or "
+    record = read_record(path)
+    status, ended = record["status"], record["status"] in ("finished", "diverged")
+    hint = "" if ended or record["verb"] in _WHOLE else "add --resume to go on with it, or "
     state = status if ended else "not finished"
     return f"The run directory {path} must be new or empty, but holds a run that is {state}; {hint}give another --out."
 

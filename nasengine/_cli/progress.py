@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console
@@ -14,10 +16,29 @@ from rich.progress import Progress as Bar
 from nasengine.drawing import text
 from nasengine.listing import show
 from nasengine.loop import Job, Observer
+from nasengine.registry import SPACES
 from nasengine.run import Row, Run
+from nasengine.settings import plain
+
+if TYPE_CHECKING:
+    from nasengine.ranking import RankResult
 
 _PARTS = ("train", "valid", "supernet", "derived", "test")  # begin the names of the columns with the measure
 _BENCHMARK = "benchmark_"
+_SHOWN, _PARAMETERS = 20, "parameters"
+_RANK_FILES = (
+    *("ranking.csv", "ranking.parquet", "next.csv", "curve.csv", "predictor.safetensors"),
+    *("ranking.svg", "ranking.png"),
+)
+_COUNTED = {
+    "reading": "tables",
+    "enumerating": "the space",
+    "encoding": "{:,} architectures",
+    "fitting": "the predictor",
+    "evaluating": "by {:,} fits",
+    "ranking": "{:,} different architectures",
+    "writing": "files",
+}
 
 
 class Progress(Observer):
@@ -110,6 +131,91 @@ class LabelProgress(Progress):
     def _left(self) -> float:
         """By the mean of all steps: those of one network say little about the next."""
         return (self._steps - self._done) * self._taken / max(1, self._done - self._first)
+
+
+class StageProgress:
+    """Shows the stages of a ranking: a bar with time left where there is a terminal, and a line after each."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TimeElapsedColumn(),
+            TextColumn("left {task.fields[left]}"),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("reading", total=1, left="?")
+        self._stage, self._since = "", 0.0
+
+    def __enter__(self) -> StageProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        now = time.perf_counter()
+        if stage != self._stage:
+            self._stage, self._since = stage, now
+            self._bar.reset(self._task, description=stage, total=total)
+        taken = now - self._since
+        left = _duration(taken / done * (total - done)) if done else "?"
+        self._bar.update(self._task, completed=done, total=total, left=left)
+        if done == total:
+            self._console.print(f"{stage} {_COUNTED[stage].format(total)}: {taken:.1f} s", markup=False)
+
+
+def print_ranking(result: RankResult) -> None:
+    """The best candidates, what was measured, where the files are, and what to do next."""
+    shown, found = min(_SHOWN, len(result.texts)), result.record["result"]
+    numbers = "parameters" in result.top
+    typer.echo(f"\n{'rank':>4}  {'score':>10}    {'':9}{f'  {_PARAMETERS:>11}' if numbers else ''}  architecture")
+    for row in range(shown):
+        entry = result.top.iloc[row]
+        size = f"  {int(entry['parameters']):>11,}" if numbers else ""
+        known = "" if entry["known"] != entry["known"] else f"  (label {entry['known']:.4g})"
+        guessed = f"{entry['score']:>10.5g} ± {entry['uncertainty']:<9.2g}"
+        typer.echo(f"{int(entry['rank']):>4}  {guessed}{size}  {result.texts[row]}{known}")
+    typer.echo(f"\n{found['candidates']:,} candidates by {found['labels']:,} labels")
+    _print_measures(found)
+    if result.proposals is not None:
+        typer.echo(f"{len(result.proposals)} to label next, none of them labelled: next.csv")
+    files = [name for name in _RANK_FILES if (result.path / name).exists()]
+    typer.echo(f"seconds: {found['seconds']:,.1f}\nin {result.path}: {', '.join(['run.json', *files])}")
+    typer.echo(f"train the first: {_training(result)}")
+
+
+def _print_measures(found: Mapping[str, Any]) -> None:
+    if "measures" not in found:
+        typer.echo("not judged: that takes 20 labels whose scores differ, and no --no-evaluate")
+        return
+    typer.echo(f"on labels held out, mean and deviation of {found['draws']} draws (k = {found['k']}):")
+    for name, value in found["measures"].items():
+        spread = "" if value["deviation"] is None else f" ± {value['deviation']:.3g}"
+        typer.echo(f"  {name.replace('_at_', '@').replace('_', ' '):<12} {value['mean']:>8.3g}{spread}")
+    typer.echo(found["advice"])
+
+
+def _training(result: RankResult) -> str:
+    """The command that trains the first candidate on its own."""
+    config = result.record["config"]
+    space, data = dict(config["space"]), config.get("data", {}).get("name")
+    name = space.pop("name")
+    defaults = plain(SPACES[name]())
+    changed = [f"--set space.{key}={_value(value)}" for key, value in space.items() if defaults[key] != value]
+    parts = ["nasengine train --space", shlex.quote(name), "--genotype", shlex.quote(result.texts[0]), *changed]
+    return " ".join([*parts, *(["--data", shlex.quote(data)] if data else [])])
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return shlex.quote(str(value).lower() if isinstance(value, bool) or value is None else str(value))
 
 
 def print_labels(path: Path, record: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import nasengine
 from nasengine.data import SCHEMES
 from nasengine.errors import ArchitectureError, RunError, SettingError
 from nasengine.listing import show
+from nasengine.predictor import PREDICTORS
 from nasengine.registry import ALGORITHMS, SPACES
 from search_spaces.darts import DARTS
 from tests.nasengine.runs import GENOTYPE, contents, history, record
@@ -25,8 +26,9 @@ def test_everything_that_has_a_name_is_listed() -> None:
     assert by_kind == {
         "space": SPACES.names(),
         "algorithm": ALGORITHMS.names(),
+        "predictor": PREDICTORS.names(),
         "data": list(SCHEMES),
-        "settings": ["data", "search", "train", "collect"],
+        "settings": ["data", "search", "train", "collect", "rank"],
     }
 
 

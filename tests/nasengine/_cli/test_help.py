@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import benchmark, collect, search, show, train
+from nasengine._cli import benchmark, collect, rank, search, show, train
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -34,6 +34,13 @@ PAGES = {
         collect.EPILOG,
         "--space --data --count --epochs --batch-size --batch_size --train-portion --seed --device --set --config "
         "--out --resume --dry-run --help",
+    ),
+    "rank": (
+        "Usage: nasengine rank [OPTIONS]",
+        "Rank a space by a predictor that is fitted to a few labels.",
+        rank.EPILOG,
+        "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config "
+        "--out --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
@@ -88,8 +95,9 @@ def test_help_is_light(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
-        "codes = [main([*verb, '--help']) for verb in ([], ['search'], ['train'], ['collect'], ['show'], ['list'])]\n"
-        "assert codes == [0] * 6\n"
+        "verbs = [[], ['search'], ['train'], ['collect'], ['rank'], ['show'], ['list']]\n"
+        "codes = [main([*verb, '--help']) for verb in verbs]\n"
+        "assert codes == [0] * 7\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )

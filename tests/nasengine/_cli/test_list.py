@@ -14,7 +14,13 @@ from tests.nasengine._cli.conftest import Run
 def test_list_names_everything(cli: Run) -> None:
     code, out, err = cli("list")
     assert code == 0 and err == ""
-    assert [line for line in out.splitlines() if line.isupper()] == ["SPACE", "ALGORITHM", "DATA", "SETTINGS"]
+    assert [line for line in out.splitlines() if line.isupper()] == [
+        "SPACE",
+        "ALGORITHM",
+        "PREDICTOR",
+        "DATA",
+        "SETTINGS",
+    ]
     for entry in nasengine.list():
         assert f"\n  {entry.name:<12} {entry.summary}\n" in out
         for setting in entry.settings:

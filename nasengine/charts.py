@@ -1,0 +1,97 @@
+"""The picture of a ranking: guessed against true scores, the learning curve, and how the guesses are spread."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasengine.heldout import Evaluation
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, as of the cells
+_INK, _GREY = "#1F2933", "#9AA5B1"
+_MOST_POINTS = 400
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "nasengine",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": _GREY,
+    "font.size": 9.0,
+    "text.parse_math": False,
+}
+
+
+def draw_ranking(scores: Floats, known: Floats, evaluation: Evaluation | None, path: Path, name: str = "score") -> None:
+    """Writes the picture, .svg or .png by the suffix of `path`; same numbers, same bytes.
+
+    Args:
+        scores: (N,) guesses of all candidates; `known` (M,) true scores of the labels.
+        evaluation: what was measured on labels that were held out; without it only the spread is drawn.
+        path: of the picture.
+        name: what the scores are.
+    """
+    from matplotlib import style
+
+    kind = path.suffix.removeprefix(".")
+    metadata = {"Date": None} if kind == "svg" else {"Software": None}
+    with style.context(["default", _STYLE]):
+        figure(scores, known, evaluation, name).savefig(path, format=kind, dpi=200, metadata=metadata)
+
+
+def figure(scores: Floats, known: Floats, evaluation: Evaluation | None, name: str = "score") -> Figure:
+    """The picture as a matplotlib figure that belongs to no global state: three panels, or one."""
+    from matplotlib.figure import Figure as Canvas
+
+    count = 3 if evaluation is not None else 1
+    picture = Canvas(figsize=(4.2 * count, 3.6), facecolor="white", layout="constrained")
+    panels = list(np.atleast_1d(picture.subplots(1, count)))
+    if evaluation is not None:
+        _draw_guesses(panels[0], evaluation, name)
+        _draw_curve(panels[1], evaluation)
+    _draw_spread(panels[-1], scores, known, name)
+    return picture
+
+
+def _draw_guesses(axes: Axes, evaluation: Evaluation, name: str) -> None:
+    each = max(1, _MOST_POINTS // len(evaluation.parts))
+    for part, colour in zip(evaluation.parts, _COLOURS * len(evaluation.parts), strict=False):
+        x, y, error = part.truth[:each], part.scores[:each], part.deviations[:each]
+        axes.errorbar(x, y, error, fmt="o", ms=3, color=colour, ecolor=colour, elinewidth=0.5, alpha=0.6)
+    shown = np.concatenate([part.truth[:each] for part in evaluation.parts])
+    ends = [shown.min(), shown.max()]
+    axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle="--", zorder=0)
+    tau, spread = evaluation.summary()["kendall_tau"]
+    around = f" ± {spread:.3f}" if np.isfinite(spread) else ""
+    axes.set(xlabel=f"true {name}", ylabel=f"guessed {name}", title=f"labels held out: tau {tau:.3f}{around}")
+
+
+def _draw_curve(axes: Axes, evaluation: Evaluation) -> None:
+    sizes = sorted({part.labels for part in evaluation.curve})
+    found = [np.array([p.measures["kendall_tau"] for p in evaluation.curve if p.labels == size]) for size in sizes]
+    means, spreads = [taus.mean() for taus in found], [taus.std(ddof=1) if len(taus) > 1 else 0.0 for taus in found]
+    for part in evaluation.curve:
+        axes.plot(part.labels, part.measures["kendall_tau"], "o", ms=3, color=_GREY)
+    axes.errorbar(sizes, means, spreads, fmt="o-", ms=4, color=_COLOURS[0], linewidth=1.2, capsize=2)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="labels", ylabel="Kendall tau", title="learning curve")
+
+
+def _draw_spread(axes: Axes, scores: Floats, known: Floats, name: str) -> None:
+    low, high = min(scores.min(), known.min()), max(scores.max(), known.max())
+    bins = np.linspace(low, high, 61) if high > low else np.array([low - 0.5, low + 0.5])
+    for values, label, colour in ((scores, "guessed", _COLOURS[0]), (known, "labels", _COLOURS[1])):
+        heights = np.histogram(values, bins)[0] / len(values)
+        axes.stairs(heights, bins, color=colour, label=f"{len(values):,} {label}", linewidth=1.2)
+    axes.legend(frameon=False, loc="upper left")
+    axes.set(xlabel=name, ylabel="share", title="all candidates")
