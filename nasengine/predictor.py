@@ -121,15 +121,18 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
     def predict_graphs(self, graphs: Graphs, return_std: bool = True) -> tuple[Floats, Floats]:
         """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,).
 
-        These count only with `return_std`.
+        Without `return_std` these are NaN.
         """
         self._check_fitted()
         if not len(graphs):
             return np.zeros(0), np.zeros(0)
         starts = range(0, len(graphs), _BATCH)
         batches = [self._predict(graphs.take(slice(start, start + _BATCH)), return_std) for start in starts]
-        means, deviations = (np.concatenate(side) for side in zip(*batches, strict=True))
-        return self.quantiles_.backward(means), deviations * self.quantiles_.slope(means)
+        means = np.concatenate([mean for mean, _ in batches])
+        scores = self.quantiles_.backward(means)
+        if not return_std:
+            return scores, np.full(len(scores), np.nan)
+        return scores, np.concatenate([deviation for _, deviation in batches]) * self.quantiles_.slope(means)
 
     def save(self, path: Path | str) -> None:
         """Writes the fitted predictor into one safetensors file, from which `load_predictor` makes it again."""
