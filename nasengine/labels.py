@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from nasengine.architecture import Architecture
 from nasengine.collecting import LABELS, NUMBERS
-from nasengine.errors import DataError
+from nasengine.errors import ArchitectureError, DataError
 from nasengine.run import RECORD, read_record
 from nasengine.space import Space
 from nasengine.task import Shapes
@@ -107,12 +108,22 @@ def _parsed(file: Path, content: bytes, what: str) -> pd.DataFrame:
         ) from None
 
 
-def read_architectures(space: Space, source: Source) -> Sequence[Architecture]:
+def read_architectures(space: Space, shapes: Shapes, source: Source) -> Sequence[Architecture]:
     """The architectures of the rows. Raises DataError for those of no architecture of the space."""
     try:
-        return space.from_table(source.table)
+        found = space.from_table(source.table)
     except DataError as error:
         raise DataError(str(error).replace("of a table", f"of {source.name}", 1)) from None
+    if isinstance(found, list):  # other sequences are made of what is in the space
+        choices = space.choices(shapes)
+        for row, architecture in enumerate(found, start=1):
+            try:
+                with suppress(LookupError):
+                    architecture = space.canonical(choices, architecture)
+                space.check(choices, architecture)
+            except ArchitectureError as error:
+                raise DataError(f"Row {row} of {source.name} must be of space {space.name!r}: {error}") from None
+    return found
 
 
 def read_scores(space: Space, source: Source, column: str | None, architectures: Sequence[Architecture]) -> Labels:

@@ -133,7 +133,8 @@ class _Job:
     def __init__(self, plan: RankPlan, progress: Progress) -> None:
         self.plan, self.settings, self.progress = plan, plan.settings, progress
         progress("reading", 1, 2)
-        self.labels = read_scores(plan.space, plan.labels, plan.column, read_architectures(plan.space, plan.labels))
+        known = read_architectures(plan.space, plan.shapes, plan.labels)
+        self.labels = read_scores(plan.space, plan.labels, plan.column, known)
         progress("reading", 2, 2)
         self.candidates = self._candidates()
         self.graphs, self.labelled, self.places = self._encoded()
@@ -184,7 +185,7 @@ class _Job:
     def _candidates(self) -> Sequence[Architecture]:
         space, shapes, source = self.plan.space, self.plan.shapes, self.plan.candidates
         if source is not None:
-            return read_architectures(space, source)
+            return read_architectures(space, shapes, source)
         self.progress("enumerating", 0, 1)
         try:
             return space.everything(shapes, lambda done, total: self.progress("enumerating", done, total))

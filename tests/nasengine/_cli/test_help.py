@@ -39,8 +39,8 @@ PAGES = {
         "Usage: nasengine rank [OPTIONS]",
         "Rank a space by a predictor that is fitted to a few labels.",
         rank.EPILOG,
-        "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config --out "
-        "--help",
+        "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config "
+        "--out --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
