@@ -90,8 +90,8 @@ def encode_cells(
     """What `Space.graphs` gives, several graphs side by side, with `operations` on nodes or edges.
 
     An operation on an edge becomes a node. A node without an operation is left out and its ways are kept, but for the
-    ends: the first ones that nothing leads to are the `inputs`, one that leads nowhere is the "output". What is on no
-    way between them is left out.
+    ends: the first ones that nothing leads to are the `inputs`, the last node is the "output". What is on no way
+    between them is left out, so that a cell that connects nothing has no nodes.
     """
     names = list(cells[0]) if cells else []
     words = [*inputs, *operations, "output"]
@@ -116,8 +116,8 @@ def _ordered(graph: nx.DiGraph[str], inputs: Sequence[str]) -> tuple[list[str], 
     flat: nx.DiGraph[Any] = nx.DiGraph()
     blank = [node for node in graph if not graph.nodes[node].get("operation")]
     sources = [node for node in blank if not graph.pred[node]][: len(inputs)]
-    sinks = [node for node in blank if not graph.succ[node] and node not in sources]
-    ends = dict.fromkeys(sinks, "output") | dict(zip(sources, inputs, strict=False))
+    last = list(graph)[-1]
+    ends = {**dict(zip(sources, inputs, strict=False)), last: "output"}
     for node in graph:
         flat.add_node(node, word=ends.get(node) or graph.nodes[node].get("operation", ""))
     operation: str | None
@@ -129,7 +129,7 @@ def _ordered(graph: nx.DiGraph[str], inputs: Sequence[str]) -> tuple[list[str], 
             flat.add_edge(source, target)
     words: dict[Any, str] = nx.get_node_attributes(flat, "word")
     below = set(sources).union(*(nx.descendants(flat, node) for node in sources))
-    live = below & set(sinks).union(*(nx.ancestors(flat, node) for node in sinks))
+    live = below & {last, *nx.ancestors(flat, last)}
     flat.remove_nodes_from([node for node in list(flat) if node not in live])
     for node in [node for node in flat if not words[node]]:
         flat.add_edges_from([(source, target) for source in flat.pred[node] for target in flat.succ[node]])

@@ -102,15 +102,22 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         starts = range(0, len(architectures), _BATCH)
         parts = [self._space.encode(architectures[start : start + _BATCH], self.shapes) for start in starts]
         graphs, places = concatenate(parts).unique()
-        scores, deviations = self.predict_graphs(graphs)
+        scores, deviations = self.predict_graphs(graphs, return_std)
         return (scores[places], deviations[places]) if return_std else scores[places]
 
-    def predict_graphs(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,)."""
+    def predict_graphs(self, graphs: Graphs, return_std: bool = True) -> tuple[Floats, Floats]:
+        """The guessed scores (N,) of architectures that are encoded already, and their standard deviations (N,).
+
+        Without `return_std` these are NaN.
+        """
         self._check_fitted()
-        batches = [self._predict(graphs.take(slice(s, s + _BATCH))) for s in range(0, len(graphs), _BATCH)]
-        means, deviations = (np.concatenate(side) for side in zip(*batches, strict=True))
-        return self.quantiles_.backward(means), deviations * self.quantiles_.slope(means)
+        starts = range(0, len(graphs), _BATCH)
+        batches = [self._predict(graphs.take(slice(start, start + _BATCH)), return_std) for start in starts]
+        means = np.concatenate([mean for mean, _ in batches])
+        scores = self.quantiles_.backward(means)
+        if not return_std:
+            return scores, np.full(len(scores), np.nan)
+        return scores, np.concatenate([deviation for _, deviation in batches]) * self.quantiles_.slope(means)
 
     def save(self, path: Path | str) -> None:
         """Writes the fitted predictor into one safetensors file, from which `load_predictor` makes it again."""
@@ -127,7 +134,7 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             "shapes": plain(self.shapes),
         }
         arrays = {"quantiles": self.quantiles_.knots, **{f"state.{name}": a for name, a in self._arrays().items()}}
-        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        contiguous = {name: array.copy(order="C") for name, array in arrays.items()}
         content = save(contiguous, metadata={"nasengine": json.dumps(about)})
         replace_file(Path(path), lambda partial: partial.write_bytes(content))
 
@@ -147,8 +154,8 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         """Fits to N graphs with targets (N,); the pool begins with them and goes on with the unlabelled ones."""
 
     @abc.abstractmethod
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        """Means and standard deviations (N,) of the targets."""
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        """Means and standard deviations (N,) of the targets; these count only if they are asked for."""
 
     @abc.abstractmethod
     def _arrays(self) -> dict[str, NDArray[Any]]:

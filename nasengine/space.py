@@ -24,6 +24,8 @@ from nasengine.task import Shapes
 if TYPE_CHECKING:
     import pandas as pd
 
+    from nasengine.benchmark import Results
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 Progress = Callable[[int, int], object]
@@ -233,6 +235,25 @@ class Space(abc.ABC):
         raise SettingError(
             f"A benchmark must be a table of the space, but space {self.name!r} has none, so that {path} cannot be "
             "read; leave out --benchmark."
+        )
+
+    def convert_results(self, source: Path, out: Path, progress: Progress | None = None) -> None:
+        """Makes of the published file the table that `results` opens. Raises DataError, and SettingError if none is.
+
+        `progress` is called with (bytes done, bytes in all).
+        """
+        del source, out, progress
+        raise SettingError(self._unpublished("converted"))
+
+    def results(self, path: Path) -> Results:
+        """Everything in a converted table. Raises DataError, and SettingError where none is published."""
+        del path
+        raise SettingError(self._unpublished("looked up"))
+
+    def _unpublished(self, done: str) -> str:
+        return (
+            f"Results must be published in a file of their own to be {done}, but those of space {self.name!r} are not; "
+            "name another --space."
         )
 
     def _allows(self, choices: Mapping[str, Choice], architecture: Architecture) -> bool:

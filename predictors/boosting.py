@@ -10,16 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from nasengine.encoding import Graphs
-from nasengine.predictor import Predictor
 from nasengine.settings import setting
-from predictors._features import Features
+from predictors._tabular import FeaturePredictor
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class Boosting(Predictor):
+class Boosting(FeaturePredictor):
     """Gradient boosted trees on graph features, several times with other random features.
 
     Reference: Ke et al., NeurIPS 2017, as in scikit-learn; for architectures: Luo et al., arXiv:2007.04785.
@@ -35,11 +33,8 @@ class Boosting(Predictor):
     members: int = setting(3, "how many are averaged; their spread is the uncertainty", low=1)
     seed: int = setting(0, "of the features that a split may use", low=0)
 
-    def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
-        self._features = Features.fitted(pool)
-        self._train(self._features(graphs), targets)
-
-    def _train(self, inputs: NDArray[np.float32], targets: Floats) -> None:
+    def train(self, inputs: Floats, targets: Floats, groups: NDArray[np.int64]) -> None:
+        del groups
         self._inputs, self._targets = inputs, targets
         self._models = [
             HistGradientBoostingRegressor(
@@ -55,14 +50,12 @@ class Boosting(Predictor):
             for member in range(self.members)
         ]
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        inputs = self._features(graphs)
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
         guesses = np.stack([model.predict(inputs) for model in self._models])
         return guesses.mean(axis=0), guesses.std(axis=0)
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        return {**self._features.arrays(), "inputs": self._inputs, "targets": self._targets}
+    def fitted(self) -> dict[str, NDArray[Any]]:
+        return {"inputs": self._inputs, "targets": self._targets}
 
-    def _restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._features = Features.restored(arrays)
-        self._train(arrays["inputs"], arrays["targets"])
+    def refit(self, arrays: Mapping[str, NDArray[Any]], groups: NDArray[np.int64]) -> None:
+        self.train(arrays["inputs"], arrays["targets"], groups)

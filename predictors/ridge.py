@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import RidgeCV
 
-from nasengine.encoding import Graphs
-from nasengine.predictor import Predictor
-from predictors._features import Features
+from predictors._tabular import FeaturePredictor
 
 Floats = NDArray[np.float64]
 
@@ -20,7 +18,7 @@ _STRENGTHS = 10.0 ** np.arange(-1, 6)
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class RidgeRegression(Predictor):
+class RidgeRegression(FeaturePredictor):
     """Linear regression on graph features; how much it shrinks is chosen by leaving one label out. A plain baseline.
 
     Reference: Hoerl, Kennard, Technometrics 1970, as in scikit-learn; among predictors of architectures it is compared
@@ -32,21 +30,20 @@ class RidgeRegression(Predictor):
 
     name: ClassVar[str] = "ridge"
 
-    def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
-        self._features = Features.fitted(pool)
-        inputs = self._features(graphs).astype(np.float64)
+    def train(self, inputs: Floats, targets: Floats, groups: NDArray[np.int64]) -> None:
+        del groups
         model = RidgeCV(_STRENGTHS).fit(inputs, targets)
-        self._weights, self._offset = model.coef_, float(model.intercept_)
-        self._error = float(np.sqrt(-model.best_score_))
+        self._weights: Floats = model.coef_
+        self._offset, self._error = float(model.intercept_), float(np.sqrt(-model.best_score_))
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        means: Floats = self._features(graphs) @ self._weights + self._offset
+    def guess(self, inputs: Floats, return_std: bool) -> tuple[Floats, Floats]:
+        means: Floats = inputs @ self._weights + self._offset
         return means, np.full(len(means), self._error)
 
-    def _arrays(self) -> dict[str, NDArray[Any]]:
-        numbers = np.array([self._offset, self._error])
-        return {**self._features.arrays(), "weights": self._weights, "numbers": numbers}
+    def fitted(self) -> dict[str, NDArray[Any]]:
+        return {"weights": self._weights, "numbers": np.array([self._offset, self._error])}
 
-    def _restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
-        self._features, self._weights = Features.restored(arrays), arrays["weights"]
+    def refit(self, arrays: Mapping[str, NDArray[Any]], groups: NDArray[np.int64]) -> None:
+        del groups
+        self._weights = arrays["weights"]
         self._offset, self._error = arrays["numbers"].tolist()

@@ -92,6 +92,18 @@ class Cell:
         return Cell(matrix, [self.operations[vertex] for vertex in vertices])
 
 
+def read_cell(matrix: str, operations: str) -> Cell:
+    """The cell of the published texts: "010001000", row by row, and "input,...,output". Raises ArchitectureError."""
+    names = operations.split(",")
+    count = len(names)
+    if len(matrix) != count**2 or set(matrix) - set("01"):
+        raise ArchitectureError(
+            f"The matrix of a cell must be {count} rows of {count} digits 0 and 1 for its {count} operations, one row "
+            f"after the other, but is {quoted(matrix)}."
+        )
+    return Cell([[int(entry) for entry in matrix[count * x : count * (x + 1)]] for x in range(count)], names)
+
+
 def hash_module(matrix: Sequence[Sequence[int]], labels: Sequence[int]) -> str:
     """The published hash of a directed graph whose vertices have the labels (V,), in its plain form.
 
@@ -223,8 +235,12 @@ def md5_rows(messages: Bytes) -> Bytes:
     """The MD5 (N, 16) of the rows of messages (N, length)."""
     data, length = messages.tobytes(), messages.shape[1]
     rows = (data[start : start + length] for start in range(0, len(data), length))
-    digests = b"".join(hashlib.md5(row, usedforsecurity=False).digest() for row in rows)
-    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+    empty, digests = hashlib.md5(usedforsecurity=False), []  # a copy of which costs half of a new one
+    for row in rows:
+        own = empty.copy()
+        own.update(row)
+        digests.append(own.digest())
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 16)
 
 
 def _first_hashes() -> Bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Final, NoReturn
 
 import networkx as nx
@@ -17,9 +18,19 @@ from nasengine.architecture import Architecture, Choice
 from nasengine.encoding import Graphs
 from nasengine.errors import ArchitectureError, SettingError
 from nasengine.settings import setting, validate
-from nasengine.space import Progress, Space
+from nasengine.space import Benchmark, Progress, Space
 from nasengine.task import Shapes
-from search_spaces._nasbench101 import EDGES, INPUT, MAX_EDGES, MAX_VERTICES, OPERATIONS, OUTPUT, Cell, quoted
+from search_spaces._nasbench101 import (
+    EDGES,
+    INPUT,
+    MAX_EDGES,
+    MAX_VERTICES,
+    OPERATIONS,
+    OUTPUT,
+    Cell,
+    quoted,
+    read_cell,
+)
 from search_spaces._nasbench101_cells import load_cells, sample_cell
 from search_spaces._nasbench101_costs import Skeleton, check_images, costs, encode_codes
 from search_spaces._nasbench101_sequence import (
@@ -35,6 +46,9 @@ from search_spaces._nasbench101_table import read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from nasengine.benchmark import Results
+    from search_spaces._nasbench101_published import Table
 
 _FORM: Final = "111-01-1 conv3x3-bn-relu,maxpool3x3"
 
@@ -198,12 +212,17 @@ class NASBench101(Space):
         return " ".join(["-".join(rows), ",".join(cell.operations[1:-1])]).rstrip()
 
     def read(self, text: str) -> Architecture:
-        """What `write` wrote, or the text of an architecture. Raises ArchitectureError."""
+        """What `write` wrote, the text of an architecture, or as published "010001000 input,...,output".
+
+        Raises ArchitectureError.
+        """
         if text.lstrip().startswith(("edge/", "op/")):
             architecture = Architecture.parse(text)
             self.check(self.choices(), architecture)
             return architecture
         rows, _, operations = text.strip().partition(" ")
+        if operations.startswith(INPUT):
+            return self.architecture(read_cell(rows, operations))
         count = rows.count("-") + 2
         if [len(row) for row in rows.split("-")] != list(range(count - 1, 0, -1)) or set(rows) - set("01-"):
             raise ArchitectureError(
@@ -213,6 +232,45 @@ class NASBench101(Space):
         matrix = [[0] * (place + 1) + list(map(int, row)) for place, row in enumerate(rows.split("-"))]
         inner = [operation for operation in operations.strip().split(",") if operation]
         return self.architecture(Cell([*matrix, [0] * count], [INPUT, *inner, OUTPUT]))
+
+    # What is known
+
+    def benchmark(self, path: Path) -> Benchmark:
+        """The means of three trainings in what `nasengine benchmark convert` wrote; the largest budget comes first."""
+        table = self.table(path)
+
+        def look_up(architecture: Architecture) -> dict[str, float]:
+            cell = self.cell(architecture)
+            known: dict[str, float] = {}
+            for epochs in sorted(table.epochs, reverse=True):
+                final = table.look_up(cell, epochs).final
+                form = (
+                    "cifar10_{}_accuracy" if epochs == max(table.epochs) else f"cifar10_{{}}_accuracy_{epochs}_epochs"
+                )
+                known |= {
+                    form.format("test"): final.test_accuracy,
+                    form.format("validation"): final.validation_accuracy,
+                }
+            return known
+
+        return look_up
+
+    def table(self, path: Path | str) -> Table:
+        """What `nasengine benchmark convert` wrote, to be looked up by cell or hash; counts what that costs."""
+        from search_spaces._nasbench101_published import read_table
+
+        return read_table(Path(path))
+
+    def convert_results(self, source: Path, out: Path, progress: Progress | None = None) -> None:
+        """See `convert_records`."""
+        from search_spaces._nasbench101_conversion import convert_records
+
+        convert_records(source, out, progress)
+
+    def results(self, path: Path) -> Results:
+        from search_spaces._nasbench101_results import TableResults
+
+        return TableResults(self, self.table(path))
 
 
 def _live(edges: Sequence[tuple[int, int]]) -> set[int]:

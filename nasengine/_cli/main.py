@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, rank, search, show, train
 from nasengine._cli import list as list_
 
 _STOPPED = 130  # what Typer makes of Ctrl-C
@@ -30,6 +30,7 @@ app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
+app.add_typer(benchmark.app, name="benchmark")
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, rank, search, show, train
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -52,6 +52,12 @@ PAGES = {
         "Usage: nasengine list [OPTIONS]",
         "Name spaces, algorithms, data and all settings.",
         list_.EPILOG,
+        "--help",
+    ),
+    "benchmark": (
+        "Usage: nasengine benchmark [OPTIONS] COMMAND [ARGS]...",
+        "Convert and look up the published results of a space.",
+        benchmark.EPILOG,
         "--help",
     ),
 }
