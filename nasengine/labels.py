@@ -100,12 +100,19 @@ def _parsed(file: Path, content: bytes, what: str) -> pd.DataFrame:
     try:
         if kind == "parquet":
             return pd.read_parquet(io.BytesIO(content))
-        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        names = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, header=None, nrows=1).iloc[0]
     except (OSError, ValueError):  # pandas' and pyarrow's errors are of these kinds
         raise DataError(
             f"A file of {what} must be a whole {kind} table with the names of its columns, but {file} is none; write "
             "it anew."
         ) from None
+    if not names.is_unique:
+        raise DataError(
+            f"A file of {what} must have each column once, but {file} has {names[names.duplicated()].iloc[0]!r} twice; "
+            "rename or drop one."
+        )
+    return table
 
 
 def read_architectures(space: Space, shapes: Shapes, source: Source) -> Sequence[Architecture]:

@@ -116,13 +116,13 @@ def test_parts_of_equal_scores_are_left_out() -> None:
     assert all(np.ptp(part.truth) > 0 for part in found.parts)
 
 
-def _curve(taus: dict[int, list[float]]) -> Evaluation:
+def _curve(taus: dict[int, list[float]], held: int = 10) -> Evaluation:
     zeros = np.zeros(1)
     parts = [
         HeldOut(
             draw,
             labels,
-            np.zeros(1, np.int64),
+            np.zeros(held, np.int64),
             zeros,
             zeros,
             zeros,
@@ -154,7 +154,7 @@ def _curve(taus: dict[int, list[float]]) -> Evaluation:
         ),
         (
             {100: [0.5], 200: [0.6], 400: [0.7]},
-            "Whether more labels would help cannot be told: it takes at least two draws",
+            "Whether more labels would help cannot be told: that takes 3 draws of at least 10 labels held out each",
             0.1,
         ),
     ],
@@ -163,3 +163,12 @@ def test_what_the_curve_may_claim(taus: dict[int, list[float]], begins: str, slo
     found = _curve(taus)
     assert found.slope()[0] == pytest.approx(slope, abs=0.001)
     assert found.advice().startswith(begins) and found.advice().endswith(".") and found.advice().count(". ") == 0
+
+
+def test_a_curve_of_few_labels_claims_nothing() -> None:
+    flat = {100: [0.8, 0.8, 0.8], 200: [0.8, 0.8, 0.8], 400: [0.8, 0.8, 0.8]}
+    assert _curve(flat).advice().startswith("More labels would probably change the ranking little")
+    assert _curve(flat, held=9).advice() == (
+        "Whether more labels would help cannot be told: that takes 3 draws of at least 10 labels held out each, so 50 "
+        "labels in all."
+    )

@@ -123,6 +123,7 @@ def test_wrong_tables(labels: pd.DataFrame, column: str | None, told: str) -> No
         ("labels.csv", b"architecture,score\n", "must have one row an architecture, but"),
         ("labels.csv", b"architecture,score\na,b,c,d\ne\n\xff\xfe", "must be a whole CSV table"),
         ("labels.csv", b"\x80\x81\n\x82", "must be a whole CSV table"),
+        ("labels.csv", b"architecture,score,score\na,1,2\n", "must have each column once, but .* has 'score' twice"),
         ("labels.csv", b"PAR1 but no more", "must be a whole parquet table"),
         ("labels.parquet", b"architecture,score\n", "must be a whole parquet table"),
         ("labels.csv", None, "must be a readable CSV or parquet file, but"),

@@ -122,8 +122,8 @@ def test_wrong_inputs(refuse: Refuse, cli: Run, command: tuple[str, ...], labels
     assert wrong("--next", "-1") == "rank.next must be at least 0, but got -1."
     code, _, err = cli(*command, "--next", "204")
     assert code == 2 and err == (
-        "nasengine: rank.next must be at most the number of candidates without a label, 203, but is 204; ask for fewer by --next "
-        "or give more candidates.\n"
+        "nasengine: rank.next must be at most the number of candidates without a label, 203, but is 204; ask for fewer "
+        "by --next or give more candidates.\n"
     )
     assert wrong("--predictor", "rigde").startswith("Unknown predictor 'rigde': did you mean 'ridge' (known: ")
     assert wrong("--score", "loss") == (
