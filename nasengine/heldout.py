@@ -25,7 +25,7 @@ LEAST: Final = 20
 MEASURES: Final = ("kendall_tau", "spearman", "pearson", "precision_at_k", "regret_at_k")
 _HELD, _SIZES, _CURVE_DRAWS = 5, 6, 3  # one of five is held out; sizes of the curve, and draws of each
 _LAST = 3  # sizes by which the end of the curve is judged
-_LITTLE = 0.01  # of tau
+_LITTLE, _TELLING = 0.01, 10  # of tau; labels held out below which nothing is said of it
 _STREAM = 8  # of random numbers
 
 
@@ -86,8 +86,12 @@ class Evaluation:
         """One sentence on whether more labels would help, as far as the curve can tell."""
         slope, error, count = self.slope()
         most = max((part.labels for part in self.curve), default=0)
-        if count < 2 or not math.isfinite(slope + error):
-            return "Whether more labels would help cannot be told: it takes at least two draws to see a spread."
+        held = min((len(part.rows) for part in self.curve), default=0)
+        if count < _CURVE_DRAWS or held < _TELLING:
+            return (
+                f"Whether more labels would help cannot be told: that takes {_CURVE_DRAWS} draws of at least "
+                f"{_TELLING} labels held out each, so {_HELD * _TELLING} labels in all."
+            )
         margin = float(stats.t.ppf(0.95, count - 1)) * error
         rise = f"tau changed by {slope:+.3f} ± {error:.3f} a doubling of the labels, up to {most}"
         if slope - margin > 0 and slope >= _LITTLE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from nasengine.architecture import Architecture
 from nasengine.collecting import LABELS, NUMBERS
-from nasengine.errors import DataError
+from nasengine.errors import ArchitectureError, DataError
 from nasengine.run import RECORD, read_record
 from nasengine.space import Space
 from nasengine.task import Shapes
@@ -99,20 +100,37 @@ def _parsed(file: Path, content: bytes, what: str) -> pd.DataFrame:
     try:
         if kind == "parquet":
             return pd.read_parquet(io.BytesIO(content))
-        return pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        names = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, header=None, nrows=1).iloc[0]
     except (OSError, ValueError):  # pandas' and pyarrow's errors are of these kinds
         raise DataError(
             f"A file of {what} must be a whole {kind} table with the names of its columns, but {file} is none; write "
             "it anew."
         ) from None
+    if not names.is_unique:
+        raise DataError(
+            f"A file of {what} must have each column once, but {file} has {names[names.duplicated()].iloc[0]!r} twice; "
+            "rename or drop one."
+        )
+    return table
 
 
-def read_architectures(space: Space, source: Source) -> Sequence[Architecture]:
+def read_architectures(space: Space, shapes: Shapes, source: Source) -> Sequence[Architecture]:
     """The architectures of the rows. Raises DataError for those of no architecture of the space."""
     try:
-        return space.from_table(source.table)
+        found = space.from_table(source.table)
     except DataError as error:
         raise DataError(str(error).replace("of a table", f"of {source.name}", 1)) from None
+    if isinstance(found, list):  # other sequences are made of what is in the space
+        choices = space.choices(shapes)
+        for row, architecture in enumerate(found, start=1):
+            try:
+                with suppress(LookupError):
+                    architecture = space.canonical(choices, architecture)
+                space.check(choices, architecture)
+            except ArchitectureError as error:
+                raise DataError(f"Row {row} of {source.name} must be of space {space.name!r}: {error}") from None
+    return found
 
 
 def read_scores(space: Space, source: Source, column: str | None, architectures: Sequence[Architecture]) -> Labels:

@@ -41,7 +41,7 @@ RANKING, EVERYTHING, NEXT, CURVE, PREDICTOR, PICTURE = (
 FILES: Final = (RANKING, EVERYTHING, NEXT, CURVE, PREDICTOR, f"{PICTURE}.svg", f"{PICTURE}.png")
 COLUMNS: Final = ("rank", "score", "uncertainty", "known")
 _POOL, _SAMPLE, _NEXT = 9, 10, 11  # streams of random numbers, beside those of a search and of labels
-_BATCH = 16384
+_BATCH, _TEXTS = 16384, 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +52,7 @@ class RankResult:
         path: the run directory.
         top: the best candidates: rank, score and uncertainty as guessed, the columns of `Space.to_table`, and the true
             score where it is known.
-        texts: of the same candidates, as `Space.write` has them.
+        texts: of the same candidates, or of the first thousand, as `Space.write` has them.
         proposals: the candidates to label next, with the same columns; none unless they were asked for.
         predictor: fitted to all labels.
         evaluation: what was measured on labels that were held out, None where there are too few.
@@ -133,7 +133,8 @@ class _Job:
     def __init__(self, plan: RankPlan, progress: Progress) -> None:
         self.plan, self.settings, self.progress = plan, plan.settings, progress
         progress("reading", 1, 2)
-        self.labels = read_scores(plan.space, plan.labels, plan.column, read_architectures(plan.space, plan.labels))
+        known = read_architectures(plan.space, plan.shapes, plan.labels)
+        self.labels = read_scores(plan.space, plan.labels, plan.column, known)
         progress("reading", 2, 2)
         self.candidates = self._candidates()
         self.graphs, self.labelled, self.places = self._encoded()
@@ -178,13 +179,13 @@ class _Job:
         run.update({"status": "finished", "seconds": seconds, "result": self._result(evaluation, top, seconds)})
         self.progress("writing", 4, 4)
         write = self.plan.space.write
-        texts = tuple(write(self.candidates[int(row)]) for row in order[: min(len(top), 1000)])
+        texts = tuple(write(self.candidates[int(row)]) for row in order[: min(len(top), _TEXTS)])
         return RankResult(run.path, top.reset_index(drop=True), texts, proposals, predictor, evaluation, run.record)
 
     def _candidates(self) -> Sequence[Architecture]:
         space, shapes, source = self.plan.space, self.plan.shapes, self.plan.candidates
         if source is not None:
-            return read_architectures(space, source)
+            return read_architectures(space, shapes, source)
         self.progress("enumerating", 0, 1)
         try:
             return space.everything(shapes, lambda done, total: self.progress("enumerating", done, total))

@@ -174,7 +174,7 @@ def print_ranking(result: RankResult) -> None:
     """The best candidates, what was measured, where the files are, and what to do next."""
     shown, found = min(_SHOWN, len(result.texts)), result.record["result"]
     numbers = "parameters" in result.top
-    typer.echo(f"\n{'rank':>4}  {'score':>10}    {'':9}{f'  {_PARAMETERS:>11}' if numbers else ''}  architecture")
+    typer.echo(f"\n{'rank':>4}  {'score':>10}   {'':9}{f'  {_PARAMETERS:>11}' if numbers else ''}  architecture")
     for row in range(shown):
         entry = result.top.iloc[row]
         size = f"  {int(entry['parameters']):>11,}" if numbers else ""
