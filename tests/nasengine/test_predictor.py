@@ -127,6 +127,14 @@ def test_parameters_that_change_do_not_change_what_is_fitted() -> None:
     assert np.array_equal(predictor.predict(ARCHITECTURES), before)
 
 
+def test_a_file_has_the_settings_of_the_fit(tmp_path: Path) -> None:
+    predictor = Boosting(space=SPACE, trees=5).fit(ARCHITECTURES, SCORES)
+    before = predictor.predict(ARCHITECTURES)
+    predictor.set_params(trees=1, space="darts").save(tmp_path / "saved")
+    loaded = load_predictor(tmp_path / "saved")
+    assert loaded.get_params()["trees"] == 5 and np.array_equal(loaded.predict(ARCHITECTURES), before)
+
+
 # Bad input
 
 ONE = ARCHITECTURES[:1]
