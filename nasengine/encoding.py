@@ -98,7 +98,7 @@ def encode_cells(
     vocabulary = tuple(f"{name}/{word}" if len(names) > 1 else word for name in names for word in words)
     index = {word: place for place, word in enumerate(words)}
     parts = [[_ordered(graphs[name], inputs) for name in names] for graphs in cells]
-    width = max((sum(len(part) for part, _ in row) for row in parts), default=0)
+    width = max((sum(len(part) for part, _ in row) for row in parts), default=1) or 1
     coded = np.full((len(cells), width), -1, np.int16)
     adjacency = np.zeros((len(cells), width, width), bool)
     for row, several in enumerate(parts):

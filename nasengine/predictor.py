@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import abc
 import json
+import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.exceptions import NotFittedError
 
-from nasengine.architecture import Architecture
+from nasengine.architecture import Architecture, Choice
 from nasengine.config import AnySpace, plain_plugin, resolve_space
 from nasengine.encoding import Graphs, concatenate
-from nasengine.errors import DataError, RunError
+from nasengine.errors import ArchitectureError, DataError, NasengineError, RunError, SettingError
 from nasengine.quantiles import Quantiles
 from nasengine.registry import SPACES, Registry
 from nasengine.run import replace_file
@@ -32,6 +34,7 @@ CIFAR: Final = Shapes((3, 32, 32), 10)
 
 _BATCH = 16384
 _VERSION = 1
+_HUGE = 1e150  # so that no slope between scores overflows
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -64,22 +67,30 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         Raises:
             DataError: scores that are constant, not finite, of more than one output or two for one architecture; an
                 empty pool.
-            ArchitectureError: an architecture of another space.
+            ArchitectureError: what is no architecture, or one of another space.
+            SettingError: a setting of the wrong type or out of range.
         """
-        space, targets = self.check(), checked_scores(architectures, scores)
-        if unlabelled is not None and not len(unlabelled):
-            raise DataError(
-                "A pool of unlabelled architectures must not be empty, but is; leave it out, or give some of the space."
-            )
+        space = self.check()
+        choices = space.choices(self.shapes)
+        checked_architectures(space, choices, architectures)
+        targets = checked_scores(architectures, scores)
+        if unlabelled is not None:
+            checked_architectures(space, choices, unlabelled)
+            if not len(unlabelled):
+                raise DataError(
+                    "A pool of unlabelled architectures must not be empty, but is; leave it out, or give some of the "
+                    "space."
+                )
         pool = None if unlabelled is None else space.encode(unlabelled, self.shapes)
         return self.fit_graphs(space.encode(architectures, self.shapes), targets, pool)
 
     def fit_graphs(self, graphs: Graphs, scores: Floats, unlabelled: Graphs | None = None) -> Self:
         """`fit` to architectures that are encoded already, with finite scores (N,) that differ."""
-        self._space = self.check()
-        self.quantiles_ = Quantiles.of(scores)
+        space, quantiles = self.check(), Quantiles.of(scores)
         pool = graphs if unlabelled is None else concatenate([graphs, unlabelled])
-        self._fit(graphs, self.quantiles_.forward(scores), pool)
+        self.__dict__.pop("quantiles_", None)  # should the next line fail, nothing is fitted
+        self._fit(graphs, quantiles.forward(scores), pool)
+        self._fitted_to(space, self.shapes, quantiles)
         return self
 
     @overload
@@ -95,12 +106,14 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
 
         Raises:
             NotFittedError: the predictor is not fitted.
+            ArchitectureError: what is no architecture, or one of another space.
         """
         self._check_fitted()
+        checked_architectures(self._space, self._choices, architectures)
         if not len(architectures):
             return (np.zeros(0), np.zeros(0)) if return_std else np.zeros(0)
         starts = range(0, len(architectures), _BATCH)
-        parts = [self._space.encode(architectures[start : start + _BATCH], self.shapes) for start in starts]
+        parts = [self._space.encode(architectures[start : start + _BATCH], self._shapes) for start in starts]
         graphs, places = concatenate(parts).unique()
         scores, deviations = self.predict_graphs(graphs, return_std)
         return (scores[places], deviations[places]) if return_std else scores[places]
@@ -111,6 +124,8 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
         Without `return_std` these are NaN.
         """
         self._check_fitted()
+        if not len(graphs):
+            return np.zeros(0), np.zeros(0)
         starts = range(0, len(graphs), _BATCH)
         batches = [self._predict(graphs.take(slice(start, start + _BATCH)), return_std) for start in starts]
         means = np.concatenate([mean for mean, _ in batches])
@@ -131,16 +146,24 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             "version": _VERSION,
             "predictor": plain_plugin(PREDICTORS, self),
             "space": plain_plugin(SPACES, self._space),
-            "shapes": plain(self.shapes),
+            "shapes": plain(self._shapes),
         }
         arrays = {"quantiles": self.quantiles_.knots, **{f"state.{name}": a for name, a in self._arrays().items()}}
         contiguous = {name: array.copy(order="C") for name, array in arrays.items()}
-        content = save(contiguous, metadata={"nasengine": json.dumps(about)})
+        text = json.dumps(about)
+        content = save(contiguous, metadata={"nasengine": text, "checksum": _checksum(text, contiguous)})
         replace_file(Path(path), lambda partial: partial.write_bytes(content))
 
     def check(self) -> Space:
         """The space. Raises SettingError for a setting of the wrong type or range."""
         validate(self, "predictor")
+        if self.space is None:
+            raise SettingError("The space of a predictor must be a name, a class or an instance of Space, but is None.")
+        if not isinstance(self.shapes, Shapes):
+            raise SettingError(
+                f"The shapes of a predictor must be of type Shapes, but got a {type(self.shapes).__name__}; write "
+                f"{CIFAR}."
+            )
         return resolve_space(self.space, {}, {})
 
     def _check_fitted(self) -> None:
@@ -148,6 +171,10 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             raise NotFittedError(
                 f"The predictor {self.name!r} must be fitted before it predicts, but is not; call fit."
             )
+
+    def _fitted_to(self, space: Space, shapes: Shapes, quantiles: Quantiles) -> None:
+        self._space, self._shapes, self._choices = space, shapes, space.choices(shapes)
+        self.quantiles_ = quantiles
 
     @abc.abstractmethod
     def _fit(self, graphs: Graphs, targets: Floats, pool: Graphs) -> None:
@@ -170,27 +197,82 @@ PREDICTORS = Registry("predictor", Predictor, "predictors", "nasengine.predictor
 
 
 def load_predictor(path: Path | str) -> Predictor:
-    """The fitted predictor in a file that `Predictor.save` wrote; nothing in it can run code. Raises RunError."""
-    from safetensors import SafetensorError, safe_open
+    """The fitted predictor in a file that `Predictor.save` wrote: plain values and arrays.
 
+    Plug-ins that it names by a module or file are imported, as those of a run.
+
+    Raises:
+        RunError: the file is missing, damaged or of another version.
+        NasengineError: a plug-in or setting that it names is not there.
+    """
+    if not os.path.exists(path):
+        raise RunError(f"There must be a saved predictor at {path}, but there is none; fit one and save it.")
     try:
-        with safe_open(path, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})["nasengine"])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["version"] != _VERSION:
-            raise KeyError
+        about, arrays = _read(path)
         settings = dict(about["predictor"])
         kind = PREDICTORS[settings.pop("name")]
         space, shapes = resolve_space(None, about["space"], {}), from_plain(Shapes, about["shapes"], "shapes")
         predictor = from_plain(kind, settings, "predictor", {"space": space, "shapes": shapes})
-        predictor._space, predictor.quantiles_ = space, Quantiles(arrays.pop("quantiles"))
+        predictor._fitted_to(space, shapes, Quantiles(arrays.pop("quantiles")))
         predictor._restore({name.removeprefix("state."): array for name, array in arrays.items()})
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+    except NasengineError:
+        raise
+    except (OSError, LookupError, ValueError, TypeError):
         raise RunError(
             f"A saved predictor must be a whole file of this version of nasengine, but {path} is not; fit and save it "
             "anew."
         ) from None
     return predictor
+
+
+def _read(path: Path | str) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What is in a file. Raises OSError, KeyError or ValueError unless it is whole."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(path) from error
+    about: dict[str, Any] = json.loads(metadata["nasengine"])
+    if about["version"] != _VERSION or metadata["checksum"] != _checksum(metadata["nasengine"], arrays):
+        raise ValueError(path)
+    return about, arrays
+
+
+def _checksum(text: str, arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Of all that a file has: the format knows whether it is cut, not whether it is changed."""
+    checksum = zlib.crc32(text.encode())
+    for name, array in sorted(arrays.items()):
+        checksum = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), checksum)
+        checksum = zlib.crc32(array.tobytes(), checksum)
+    return f"{checksum:08x}"
+
+
+def checked_architectures(space: Space, choices: Mapping[str, Choice], architectures: Sequence[Architecture]) -> None:
+    """Raises ArchitectureError unless they are a sequence of architectures of the space.
+
+    A sequence that makes them when they are asked for is of one space: its first one stands for all.
+    """
+    if not isinstance(architectures, Sequence) or isinstance(architectures, (str, bytes)):
+        raise ArchitectureError(
+            f"Architectures must come in a sequence, but got a {type(architectures).__name__}; give a list."
+        )
+    rows = architectures if isinstance(architectures, (list, tuple)) else architectures[:1]
+    for row, architecture in enumerate(rows, start=1):
+        if not isinstance(architecture, Architecture):
+            raise ArchitectureError(
+                f"A predictor must be given architectures, but number {row} is a {type(architecture).__name__}; make "
+                "texts architectures by the read of their space."
+            )
+        try:
+            space.check_options(choices, architecture)
+        except ArchitectureError as error:
+            raise ArchitectureError(
+                f"A predictor must be given architectures of its space, {space.name!r}, but number {row} is none: "
+                f"{error}"
+            ) from None
 
 
 def checked_scores(architectures: Sequence[Architecture], scores: ArrayLike) -> Floats:
@@ -215,11 +297,21 @@ def checked_scores(architectures: Sequence[Architecture], scores: ArrayLike) -> 
             f"Scores must be finite, but that of architecture {row + 1} is {values[row]}; drop it, or give a failed "
             "training the score of chance."
         )
-    if len(np.unique(values)) < 2:
-        count = f"are {values[0]:g} all {len(values)} times" if len(values) else "are none"
-        raise DataError(f"Scores must differ for a predictor to be fitted, but they {count}; label more architectures.")
+    _check_spread(values)
     _check_repeats(architectures, values)
     return values
+
+
+def _check_spread(values: Floats) -> None:
+    different = np.unique(values)
+    if len(different) < 2:
+        count = f"are {values[0]:g} all {len(values)} times" if len(values) else "are none"
+        raise DataError(f"Scores must differ for a predictor to be fitted, but they {count}; label more architectures.")
+    if np.abs(values).max() > _HUGE or np.diff(different).min() < 1 / _HUGE:
+        raise DataError(
+            f"Scores must be at most {_HUGE:g} and differ by {1 / _HUGE:g} or more, but are from {different[0]:g} to "
+            f"{different[-1]:g}; give them in another unit."
+        )
 
 
 def _check_repeats(architectures: Sequence[Architecture], scores: Floats) -> None:

@@ -69,6 +69,16 @@ class Space(abc.ABC):
 
     def check(self, choices: Mapping[str, Choice], architecture: Architecture) -> None:
         """Raises ArchitectureError unless the architecture belongs to this space."""
+        self.check_options(choices, architecture)
+        for label, option in self.canonical(choices, architecture).items():
+            if architecture[label] != option:
+                raise ArchitectureError(
+                    f"A choice without effect must take its first option, but {label!r} is {architecture[label]!r} in "
+                    f"a part that is left out; make it {option!r}."
+                )
+
+    def check_options(self, choices: Mapping[str, Choice], architecture: Architecture) -> None:
+        """Raises ArchitectureError unless it takes an option of every choice and names nothing else."""
         for label, choice in choices.items():
             if label not in architecture:
                 raise ArchitectureError(f"The architecture must decide {label!r}, but names only {list(architecture)}.")
@@ -79,12 +89,6 @@ class Space(abc.ABC):
         unknown = [label for label in architecture if label not in choices]
         if unknown:
             raise ArchitectureError(f"Space {self.name!r} has no choice {unknown[0]!r}; it has {', '.join(choices)}.")
-        for label, option in self.canonical(choices, architecture).items():
-            if architecture[label] != option:
-                raise ArchitectureError(
-                    f"A choice without effect must take its first option, but {label!r} is {architecture[label]!r} in "
-                    f"a part that is left out; make it {option!r}."
-                )
 
     def derive(self, choices: Mapping[str, Choice], weights: Mapping[str, Tensor]) -> Architecture:
         """The architecture of a soft mixture: the heaviest option of every choice that has an effect."""

@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 
 _PAIRS: Final = 24  # most operations for which pairs are counted,
 _TRIPLES: Final = 8  # and triples
+_DECIMALS: Final = 4
 _CELLS: Final = 4_000_000  # numbers of the largest array of a chunk
 
 
@@ -48,6 +49,8 @@ class Features:
         group = np.repeat(np.arange(len(parts[0])), [part.shape[1] for part in parts[0]])
         mean, scale = columns.mean(axis=0, dtype=np.float64), columns.std(axis=0, dtype=np.float64)
         kept = scale > 1e-6 * np.maximum(1.0, np.abs(mean))
+        if not kept.any():  # one network alone: a feature that is 0 in all the pool stands for it
+            kept[0], scale[0] = True, 1.0
         groups = np.unique(group[kept], return_inverse=True)[1]
         return cls(bins, kept, mean[kept].astype(np.float32), scale[kept].astype(np.float32), groups)
 
@@ -62,14 +65,17 @@ class Features:
         return cls(int(arrays["features.bins"]), *(arrays[f"features.{name}"] for name in names))
 
     def __call__(self, graphs: Graphs) -> Floats:
-        """(N, F): what is kept, less its mean, by its standard deviation."""
+        """(N, F): what is kept, less its mean, by its standard deviation.
+
+        Rounded, so that trees do not split between sums of the same terms in another order.
+        """
         result = np.empty((len(graphs), len(self.mean)), np.float32)
         first = 0
         for chunk in _chunks(graphs):
             columns = np.concatenate(_all_groups(chunk, self.bins), axis=1)
             result[first : first + len(chunk)] = (columns[:, self.kept] - self.mean) / self.scale
             first += len(chunk)
-        return result
+        return np.round(result, _DECIMALS)
 
 
 def _chunks(graphs: Graphs) -> Iterator[Graphs]:

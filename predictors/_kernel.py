@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import (
     ConstantKernel,
@@ -39,7 +41,7 @@ class GroupedMatern(StationaryKernelMixin, NormalizedKernelMixin, Kernel):  # ty
 
     @property
     def hyperparameter_weights(self) -> Hyperparameter:
-        return Hyperparameter("weights", "numeric", self.weights_bounds, len(self.weights))
+        return Hyperparameter("weights", "numeric", self.weights_bounds, np.size(self.weights))
 
     def __call__(self, X: Floats, Y: Floats | None = None, eval_gradient: bool = False) -> Any:
         weights = np.atleast_1d(self.weights)
@@ -100,5 +102,7 @@ def kernel_of(groups: NDArray[np.int64], theta: Floats | None = None) -> Kernel:
 def learned(inputs: Floats, targets: Floats, groups: NDArray[np.int64], prior: float) -> Floats:
     """The most likely hyper-parameters `theta` of `kernel_of`: logarithms of the amplitude, the weights, the noise."""
     process = GaussianProcessRegressor(kernel_of(groups), alpha=1e-6, optimizer=MostLikely(prior))
-    theta: Floats = process.fit(inputs, targets).kernel_.theta
+    with warnings.catch_warnings():  # a bound is a good answer: a group that tells nothing, labels without noise
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        theta: Floats = process.fit(inputs, targets).kernel_.theta
     return theta

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -11,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch_geometric.nn import DenseGCNConv
 
 from nasengine.encoding import Graphs
 from nasengine.predictor import Predictor
@@ -21,6 +21,14 @@ from predictors._features import Features
 from predictors._kernel import learned
 
 Floats = NDArray[np.float64]
+
+
+def _convolution(inputs: int, outputs: int) -> Any:
+    """Imported late, as it takes seconds that a list of the predictors needs not; its warnings are not for users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from torch_geometric.nn import DenseGCNConv
+    return DenseGCNConv(inputs, outputs)
 
 
 class Network(nn.Module):
@@ -33,7 +41,7 @@ class Network(nn.Module):
         super().__init__()
         self.encoder = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, embedding))
         self.decoder = nn.Sequential(nn.Linear(embedding, hidden), nn.ReLU(), nn.Linear(hidden, inputs))
-        self.first, self.second = DenseGCNConv(embedding, hidden), DenseGCNConv(hidden, hidden)
+        self.first, self.second = _convolution(embedding, hidden), _convolution(hidden, hidden)
         self.output = nn.Linear(hidden, 1)
 
     def assess(self, embedded: Tensor, similar: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ class Ensemble(FeaturePredictor):
     name: ClassVar[str] = "ensemble"
 
     boosting: float = setting(1 / 3, "weight of the boosting; the Gaussian process has the rest", low=0, high=1)
+    trees: int = setting(300, "trees of a member of the boosting", low=1)
     seed: int = setting(0, "of both", low=0)
 
     def train(self, inputs: Floats, targets: Floats, groups: NDArray[np.int64]) -> None:
@@ -60,5 +61,5 @@ class Ensemble(FeaturePredictor):
     def _make(self) -> None:
         self._members: dict[str, FeaturePredictor] = {
             "process": GaussianProcess(space=self.space, shapes=self.shapes, seed=self.seed),
-            "boosting": Boosting(space=self.space, shapes=self.shapes, seed=self.seed),
+            "boosting": Boosting(space=self.space, shapes=self.shapes, trees=self.trees, seed=self.seed),
         }

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.gaussian_process import GaussianProcessRegressor
 
+from nasengine.errors import DataError
 from nasengine.settings import setting
 from predictors._kernel import kernel_of, learned
 from predictors._tabular import FeaturePredictor
 
 Floats = NDArray[np.float64]
+
+_MOST: Final = 20_000
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -35,6 +38,11 @@ class GaussianProcess(FeaturePredictor):
     seed: int = setting(0, "of the choice of the labels from which the weights are learned", low=0)
 
     def train(self, inputs: Floats, targets: Floats, groups: NDArray[np.int64]) -> None:
+        if len(targets) > _MOST:
+            raise DataError(
+                f"A Gaussian process must have at most {_MOST:,} labels, since its matrix has a row and a column for "
+                f"each, but got {len(targets):,}; give fewer, or take the predictor 'boosting'."
+            )
         rows = np.random.default_rng(self.seed).permutation(len(targets))[: self.fitted_on]
         self._condition(learned(inputs[rows], targets[rows], groups, self.prior), inputs, targets, groups)
 

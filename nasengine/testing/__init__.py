@@ -1,4 +1,4 @@
-"""Contract tests and toys for plug-ins: call `check_space` and `check_algorithm` in the tests of your own.
+"""Contract tests and toys for plug-ins: call `check_space`, `check_algorithm`, `check_predictor` in yours.
 
 >>> from nasengine.algorithms.darts import DARTS
 >>> check_algorithm(DARTS())
@@ -16,6 +16,7 @@ from nasengine.testing.elastic import (
     check_slices,
     check_sorting,
 )
+from nasengine.testing.predictors import check_predictor, known_scores
 from nasengine.testing.sized import SizedSpace, sized
 from nasengine.testing.spaces import (
     check_hard_cost,
@@ -41,6 +42,7 @@ __all__ = [
     "check_idle",
     "check_networks",
     "check_order",
+    "check_predictor",
     "check_reentrancy",
     "check_relaxation",
     "check_second_order",
@@ -50,6 +52,7 @@ __all__ = [
     "check_sorting",
     "check_space",
     "check_text",
+    "known_scores",
     "place",
     "run_steps",
     "sized",
