@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from nasengine.elastic import ElasticDepth as ElasticDepth
     from nasengine.elastic import ElasticResolution as ElasticResolution
     from nasengine.elastic import Size as Size
+    from nasengine.encoding import Graphs as Graphs
     from nasengine.errors import NasengineError as NasengineError
     from nasengine.layers import ElasticBatchNorm1d as ElasticBatchNorm1d
     from nasengine.layers import ElasticBatchNorm2d as ElasticBatchNorm2d
@@ -75,6 +76,7 @@ _HOME = {
     "ElasticLinear": "layers",
     "ElasticParameter": "layers",
     "ElasticResolution": "elastic",
+    "Graphs": "encoding",
     "Measure": "measure",
     "MixedOp": "supernet",
     "NasengineError": "errors",

@@ -23,19 +23,34 @@ class Graphs:
         adjacency: (N, V, V) bool, an edge from node x to node y; nodes are in topological order, x < y.
         numbers: (N, K) float32: what is known of an architecture without training it, such as its sizes.
         vocabulary: what the operations are.
+        identities: those of them that give what they get, such as a skip connection.
     """
 
     operations: NDArray[np.int16]
     adjacency: NDArray[np.bool_]
     numbers: NDArray[np.float32]
     vocabulary: tuple[str, ...]
+    identities: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.operations)
 
     def take(self, rows: slice | NDArray[Any]) -> Graphs:
         """Some of the architectures."""
-        return Graphs(self.operations[rows], self.adjacency[rows], self.numbers[rows], self.vocabulary)
+        arrays = self.operations[rows], self.adjacency[rows], self.numbers[rows]
+        return Graphs(*arrays, self.vocabulary, self.identities)
+
+    def contracted(self) -> Graphs:
+        """The graphs without their identities, whose ways are kept."""
+        operations, adjacency = self.operations.copy(), self.adjacency.copy()
+        skipped = np.isin(operations, [self.vocabulary.index(word) for word in self.identities])
+        for node in range(operations.shape[1]):
+            here = skipped[:, node, None, None]
+            adjacency |= here & adjacency[:, :, node, None] & adjacency[:, None, node, :]
+            adjacency[:, node] &= ~here[:, 0]
+            adjacency[:, :, node] &= ~here[:, 0]
+        operations[skipped] = -1
+        return Graphs(operations, adjacency, self.numbers, self.vocabulary)
 
     def unique(self) -> tuple[Graphs, NDArray[np.intp]]:
         """The different ones in an order that does not depend on theirs, and where each of these is in it."""
@@ -56,6 +71,7 @@ def concatenate(several: Sequence[Graphs]) -> Graphs:
         np.concatenate([np.pad(g.adjacency, ((0, 0), (0, more), (0, more))) for g, more in pairs]),
         np.concatenate([graphs.numbers for graphs in several]),
         several[0].vocabulary,
+        several[0].identities,
     )
 
 
@@ -85,7 +101,10 @@ def encode_choices(
 
 
 def encode_cells(
-    cells: Sequence[Mapping[str, nx.DiGraph[str]]], operations: Sequence[str], inputs: Sequence[str] = ("input",)
+    cells: Sequence[Mapping[str, nx.DiGraph[str]]],
+    operations: Sequence[str],
+    inputs: Sequence[str] = ("input",),
+    identities: Sequence[str] = (),
 ) -> Graphs:
     """What `Space.graphs` gives, several graphs side by side, with `operations` on nodes or edges.
 
@@ -96,6 +115,7 @@ def encode_cells(
     names = list(cells[0]) if cells else []
     words = [*inputs, *operations, "output"]
     vocabulary = tuple(f"{name}/{word}" if len(names) > 1 else word for name in names for word in words)
+    same = tuple(word for word in vocabulary if word.rpartition("/")[2] in identities)
     index = {word: place for place, word in enumerate(words)}
     parts = [[_ordered(graphs[name], inputs) for name in names] for graphs in cells]
     width = max((sum(len(part) for part, _ in row) for row in parts), default=1) or 1
@@ -108,7 +128,7 @@ def encode_cells(
             for source, target in edges:
                 adjacency[row, first + source, first + target] = True
             first += len(part)
-    return Graphs(coded, adjacency, np.zeros((len(cells), 0), np.float32), vocabulary)
+    return Graphs(coded, adjacency, np.zeros((len(cells), 0), np.float32), vocabulary, same)
 
 
 def _ordered(graph: nx.DiGraph[str], inputs: Sequence[str]) -> tuple[list[str], list[tuple[int, int]]]:

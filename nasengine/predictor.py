@@ -144,7 +144,7 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
             )
         about = {
             "version": _VERSION,
-            "predictor": plain_plugin(PREDICTORS, self),
+            "predictor": {"name": PREDICTORS.spec(self), **self._settings},
             "space": plain_plugin(SPACES, self._space),
             "shapes": plain(self._shapes),
         }
@@ -174,6 +174,7 @@ class Predictor(RegressorMixin, BaseEstimator, abc.ABC):  # type: ignore[misc]
 
     def _fitted_to(self, space: Space, shapes: Shapes, quantiles: Quantiles) -> None:
         self._space, self._shapes, self._choices = space, shapes, space.choices(shapes)
+        self._settings = plain(self)  # parameters may be set after the fit
         self.quantiles_ = quantiles
 
     @abc.abstractmethod

@@ -1,7 +1,7 @@
 """Plug-ins by name: what comes with the project, what other packages announce, and one-offs given as `module:Class`.
 
 The project's own plug-ins use the same door as a stranger's: a file in a scanned package, or an entry point of the
-groups `nasengine.search_spaces` and `nasengine.algorithms`.
+groups `nasengine.search_spaces`, `nasengine.algorithms` and `nasengine.predictors`.
 """
 
 from __future__ import annotations

@@ -87,11 +87,19 @@ def _chunks(graphs: Graphs) -> Iterator[Graphs]:
 
 
 def _all_groups(graphs: Graphs, bins: int) -> list[Floats]:
-    """The groups, (N, columns) each, in an order that depends on nothing but the vocabulary."""
+    """The groups, (N, columns) each, in an order that depends on nothing but the vocabulary.
+
+    Where there are identities the graphs count with them and without.
+    """
+    groups = [graphs.numbers.astype(np.float32), *_groups(graphs, bins)]
+    return [*groups, *_groups(graphs.contracted(), bins)] if graphs.identities else groups
+
+
+def _groups(graphs: Graphs, bins: int) -> list[Floats]:
     one_hot = (graphs.operations[:, :, None] == np.arange(len(graphs.vocabulary))).astype(np.float32)
     edges = graphs.adjacency.astype(np.float32)
     view = _View(one_hot, edges, (graphs.operations >= 0).astype(np.float32))
-    groups = [*_counts(view), *_lengths(view, bins), graphs.numbers.astype(np.float32)]
+    groups = [*_counts(view), *_lengths(view, bins)]
     if len(graphs.vocabulary) <= _PAIRS:
         groups += [*_pairs(view), *_paths(view, bins), *_walks(view, bins)]
     if len(graphs.vocabulary) <= _TRIPLES:

@@ -122,7 +122,8 @@ class DARTS(Space):
     def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
         del shapes
         operations = [name for name in OPERATIONS if name != "none"]
-        return encode_cells([self.graphs(a) for a in architectures], operations, ("c_{k-2}", "c_{k-1}"))
+        cells = [self.graphs(architecture) for architecture in architectures]
+        return encode_cells(cells, operations, ("c_{k-2}", "c_{k-1}"), identities=("skip_connect",))
 
     def write(self, architecture: Architecture) -> str:
         cells = {kind: [(op, s) for pairs in self.inputs(architecture, kind) for s, op in pairs] for kind in KINDS}

@@ -96,7 +96,8 @@ class NASBench201(Space):
 
     def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
         del shapes
-        return encode_cells([self.graphs(a) for a in architectures], [name for name in OPERATIONS if name != "none"])
+        operations = [name for name in OPERATIONS if name != "none"]
+        return encode_cells([self.graphs(a) for a in architectures], operations, identities=("skip_connect",))
 
     def write(self, architecture: Architecture) -> str:
         nodes = (

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import nasengine
+from nasengine.predictor import PREDICTORS
 from nasengine.registry import ALGORITHMS, SPACES
+from nasengine.settings import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("nasengine", "search_spaces", "predictors")
@@ -92,6 +94,19 @@ def test_plugins_are_frozen_documented_and_do_not_inherit_from_each_other() -> N
                 plugin().name = "other"
             concrete = [base for base in plugin.__mro__[1:] if inspect.isclass(base) and not inspect.isabstract(base)]
             assert all(base.__module__ in ("builtins", "typing", "abc") for base in concrete), f"{name} inherits code"
+
+
+def test_predictors_are_documented_settable_and_do_not_inherit_from_each_other() -> None:
+    kinds = [PREDICTORS[name] for name in PREDICTORS.names()]
+    for kind in kinds:
+        assert dataclasses.is_dataclass(kind) and kind.__name__ not in nasengine.__all__
+        doc = kind.__doc__ or ""
+        assert "arXiv:" in doc or "Reference:" in doc, f"{kind.name} names no source"
+        predictor = kind(space="darts")
+        predictor.set_params(space="nasbench201")  # so it cannot be frozen, and is equal to nothing but itself
+        assert predictor.space == "nasbench201" and predictor != kind(space="nasbench201")
+        assert not set(kinds) & set(kind.__mro__[1:]), f"{kind.name} inherits from another predictor"
+        assert all(setting.help for setting in table(kind, "predictor"))
 
 
 def test_public_names_exist() -> None:

@@ -91,10 +91,10 @@ def whole(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_written(whole: Path) -> None:
     found = rows(whole)
-    assert len({row["architecture"] for row in found}) == 3 and len(set(scores(whole))) == 3
+    assert len({row["hash"] for row in found}) == 3 and len(set(scores(whole))) == 3
     assert [row["epochs"] for row in found] == ["2"] * 3
     table = read_labels(whole)
-    assert list(table) == ["architecture", "score", "epochs", "seconds", "parameters"]
+    assert list(table) == ["hash", "matrix", "operations", "score", "epochs", "seconds", "parameters"]
     assert table["score"].tolist() == scores(whole) and (table["seconds"] > 0).all()
     space = NASBench101(channels=6, stacks=2, cells=1)
     for architecture, parameters in zip(space.from_table(table), table["parameters"], strict=True):
@@ -239,7 +239,7 @@ def test_the_test_set_has_no_part_in_it(whole: Path, small: str, tmp_path: Path)
 
 def test_a_seed_draws_other_architectures(whole: Path, small: str, tmp_path: Path) -> None:
     collect("nasbench101", small, count=2, settings=(*COLLECT, "collect.seed=1"), out=tmp_path / "out")
-    first, second = ({row["architecture"] for row in rows(path)} for path in (whole, tmp_path / "out"))
+    first, second = ({row["hash"] for row in rows(path)} for path in (whole, tmp_path / "out"))
     assert first.isdisjoint(second)
 
 

@@ -13,6 +13,7 @@ from nasengine.algorithm import Algorithm
 from nasengine.algorithms.darts import DARTS as DartsSearch
 from nasengine.config import plain_plugin, resolve_space
 from nasengine.errors import SettingError, UnknownNameError
+from nasengine.predictor import PREDICTORS, Predictor
 from nasengine.registry import ALGORITHMS, SPACES, Registry
 from nasengine.space import Space
 from search_spaces.darts import DARTS
@@ -243,3 +244,51 @@ def test_a_scanned_file_that_is_broken(package: Path, name: str) -> None:
         f"The module {module!r}, which is scanned for a search space, must be importable, but got ModuleNotFoundError: "
         "No module named 'nowhere_to_be_found'."
     )
+
+
+PREDICTOR = """
+from __future__ import annotations
+from dataclasses import dataclass
+import numpy as np
+from nasengine.predictor import Predictor
+from nasengine.settings import setting
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Constant(Predictor):
+    value: float = setting(0.0, "what it guesses")
+    name = {name!r}
+
+    def _fit(self, graphs, targets, pool):
+        pass
+
+    def _predict(self, graphs, return_std):
+        return np.full(len(graphs), self.value), np.ones(len(graphs))
+
+    def _arrays(self):
+        return {{}}
+
+    def _restore(self, arrays):
+        pass
+"""
+
+
+def predictors(package: str = "toys_package") -> Registry[Predictor]:
+    return Registry("predictor", Predictor, package, "nasengine.predictors")  # type: ignore[type-abstract]
+
+
+def test_predictors_are_found_as_all_plug_ins(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (package / "one.py").write_text(PREDICTOR.format(name="one"))
+    (package / "_shared.py").write_text("raise RuntimeError")
+    (package.parent / "strangers_module.py").write_text(PREDICTOR.format(name="stranger"))
+    points = [EntryPoint("any", "strangers_module:Constant", "nasengine.predictors")]
+    monkeypatch.setattr(module, "entry_points", lambda group: points if group == "nasengine.predictors" else [])
+    found = predictors()
+    assert found.names() == ["one", "stranger"] and found["stranger"].__module__ == "strangers_module"
+    assert found.spec(found["one"](space="darts")) == "one"
+    file = package.parent / "own.py"
+    file.write_text(PREDICTOR.format(name="mine"))
+    for spec in ("strangers_module:Constant", f"{file}:Constant"):
+        assert found[spec](space="darts", value=2.0).value == 2.0
+    with pytest.raises(UnknownNameError, match=r"Unknown predictor 'on': did you mean 'one' \(known: one, stranger\)"):
+        found["on"]
+    assert PREDICTORS.group == "nasengine.predictors" and PREDICTORS.package == "predictors"

@@ -14,7 +14,7 @@ TARGETS = np.where((OPERATIONS == 0).sum(axis=1) >= 2, 1.0, -1.0) + 0.1 * RNG.no
 def test_a_step_is_found() -> None:
     predictor = Boosting(space="nasbench201", trees=60)
     predictor._fit(GRAPHS, TARGETS, GRAPHS)
-    means, deviations = predictor._predict(GRAPHS)
+    means, deviations = predictor._predict(GRAPHS, True)
     assert np.array_equal(np.sign(means), np.sign(TARGETS)) and np.abs(means - TARGETS).mean() < 0.3
     assert (deviations > 0).any()
 
@@ -24,6 +24,6 @@ def test_members_and_seeds_differ_by_the_features_that_they_see() -> None:
     for seed, members in ((0, 1), (1, 1), (0, 2)):
         predictor = Boosting(space="nasbench201", trees=60, seed=seed, members=members)
         predictor._fit(GRAPHS, TARGETS, GRAPHS)
-        found.append(predictor._predict(GRAPHS))
+        found.append(predictor._predict(GRAPHS, True))
     assert not np.array_equal(found[0][0], found[1][0])
     assert (found[0][1] == 0).all() and (found[2][1] > 0).any()

@@ -19,7 +19,7 @@ def test_a_linear_function_is_found() -> None:
     scores = np.array([row.count(0) - 2.0 * row.count(1) for row in rows])
     predictor = RidgeRegression(space="nasbench201")
     predictor._fit(graphs, scores, graphs)
-    means, deviations = predictor._predict(graphs)
+    means, deviations = predictor._predict(graphs, True)
     np.testing.assert_allclose(means, scores, atol=0.1)
     assert np.ptp(deviations) == 0 and 0 < deviations[0] < 0.5
 
@@ -29,5 +29,5 @@ def test_the_deviation_is_the_error_of_the_labels_left_out() -> None:
     graphs = counted([[0] * int(rng.integers(1, 5)) for _ in range(400)])
     predictor = RidgeRegression(space="nasbench201")
     predictor._fit(graphs, rng.normal(size=400), graphs)
-    means, deviations = predictor._predict(graphs)
+    means, deviations = predictor._predict(graphs, True)
     assert np.abs(means).max() < 0.3 and deviations[0] == pytest.approx(1.0, abs=0.15)

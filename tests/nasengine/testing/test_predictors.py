@@ -40,7 +40,7 @@ class Counts(Predictor):
         inputs = self.counts(graphs)
         self._weights = np.linalg.solve(inputs.T @ inputs + self.shrink * np.eye(inputs.shape[1]), inputs.T @ targets)
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
         means = (self.counts(graphs) * self._weights).sum(axis=1)
         return means, np.ones(len(means))
 
@@ -70,8 +70,8 @@ class Contrary(Counts):
 class Relative(Counts):
     """Compares what is asked with what else is asked."""
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        means, deviations = super()._predict(graphs)
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        means, deviations = super()._predict(graphs, return_std)
         return means - means.mean(), deviations
 
 
@@ -112,16 +112,16 @@ class Remembering(Counts):
 class Unsure(Counts):
     """Has negative deviations."""
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        means, deviations = super()._predict(graphs)
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        means, deviations = super()._predict(graphs, return_std)
         return means, deviations - 2.0
 
 
 class Silent(Counts):
     """Has no number for some."""
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        means, deviations = super()._predict(graphs)
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        means, deviations = super()._predict(graphs, return_std)
         return means, np.where(means > 0, deviations, np.nan)
 
 
@@ -132,8 +132,8 @@ class Unsaved(Counts):
         super()._fit(graphs, targets, pool)
         self._factor = 1.5
 
-    def _predict(self, graphs: Graphs) -> tuple[Floats, Floats]:
-        means, deviations = super()._predict(graphs)
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        means, deviations = super()._predict(graphs, return_std)
         return means * getattr(self, "_factor", 1.0), deviations
 
 
@@ -185,6 +185,14 @@ class Careless(Counts):
         return super().fit(architectures, values, unlabelled)
 
 
+class Hasty(Counts):
+    """Guesses less exactly where no deviations are asked for."""
+
+    def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
+        means, deviations = super()._predict(graphs, return_std)
+        return means if return_std else np.round(means, 1), deviations
+
+
 LAWS: list[tuple[type[Predictor], str]] = [
     (Mean, "must (beat the mean|rank architectures)"),
     (Contrary, "must (beat the mean|rank architectures)"),
@@ -195,6 +203,7 @@ LAWS: list[tuple[type[Predictor], str]] = [
     (Remembering, "must forget what it was fitted to"),
     (Unsure, "deviations must not be negative"),
     (Silent, "deviations must be finite"),
+    (Hasty, "return_std must not change the predictions"),
     (Unsaved, "loaded predictor must predict what the saved one does"),
     (Tidying, "fit must not change what it is given"),
     (Adjusting, "fit must not change the settings"),
