@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCORE: Final = "score"
+UNCERTAINTY: Final = "uncertainty"
+"""Of a score that is guessed."""
 _PARQUET: Final = b"PAR1"
 _SHOWN = 8
 
@@ -173,6 +175,11 @@ def read_scores(space: Space, source: Source, column: str | None, architectures:
 
 
 def _only_column(space: Space, source: Source, architectures: Sequence[Architecture]) -> str:
+    if {SCORE, UNCERTAINTY} <= set(source.table):
+        raise DataError(
+            f"Labels must have true scores, but {source.name} is of 'nasengine rank', whose column 'score' is guessed; "
+            "name the column of the true ones by --score."
+        )
     if SCORE in source.table:
         return SCORE
     own = {*map(str, space.to_table(architectures[:1], Shapes((3, 32, 32), 10))), *NUMBERS}

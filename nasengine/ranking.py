@@ -19,8 +19,8 @@ from nasengine.config import AnySpace, AnyTask
 from nasengine.encoding import Graphs, concatenate
 from nasengine.errors import DataError, SettingError
 from nasengine.heldout import Evaluation, Rows, curve_table, evaluate, fits
-from nasengine.labels import read_architectures, read_scores
-from nasengine.predictor import Predictor
+from nasengine.labels import SCORE, UNCERTAINTY, read_architectures, read_scores
+from nasengine.predictor import Predictor, checked_scores
 from nasengine.rank_plan import RankPlan, plan_ranking
 from nasengine.run import Run, check_free
 from nasengine.seeding import generator
@@ -39,7 +39,7 @@ RANKING, EVERYTHING, NEXT, CURVE, PREDICTOR, PICTURE = (
     *("ranking.csv", "ranking.parquet", "next.csv", "curve.csv", "predictor.safetensors", "ranking"),
 )
 FILES: Final = (RANKING, EVERYTHING, NEXT, CURVE, PREDICTOR, f"{PICTURE}.svg", f"{PICTURE}.png")
-COLUMNS: Final = ("rank", "score", "uncertainty", "known")
+COLUMNS: Final = ("rank", SCORE, UNCERTAINTY, "known")
 _POOL, _SAMPLE, _NEXT = 9, 10, 11  # streams of random numbers, beside those of a search and of labels
 _BATCH, _TEXTS = 16384, 1000
 
@@ -235,6 +235,7 @@ class _Job:
                 f"Scores must differ for a predictor to be fitted, but {self.labels.column!r} {state}; label more "
                 "architectures."
             )
+        checked_scores(self.labels.architectures, scores)
         return self.labelled[kept], scores[kept]
 
     def _fitted(self, rows: Rows, scores: Floats) -> Predictor:
@@ -271,7 +272,7 @@ class _Job:
         described = space.to_table(_taken(self.candidates, order), self.plan.shapes)
         described = described.drop(columns=[name for name in COLUMNS if name in described])
         for place, (name, values) in enumerate(
-            {"rank": np.arange(1, len(order) + 1), "score": scores[order], "uncertainty": spreads[order]}.items()
+            {"rank": np.arange(1, len(order) + 1), SCORE: scores[order], UNCERTAINTY: spreads[order]}.items()
         ):
             described.insert(place, name, values)
         described["known"] = known[self.places[order]]

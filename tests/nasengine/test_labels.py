@@ -99,6 +99,12 @@ NUMBERS = "Labels must have a column 'score', or one column of numbers, but the 
             None,
             f"A predictor must have at least two labels to be fitted, but {OF} has 1; label more architectures.",
         ),
+        (
+            table(5).assign(rank=1, uncertainty=0.1),
+            None,
+            f"Labels must have true scores, but {OF} is of 'nasengine rank', whose column 'score' is guessed; name the "
+            "column of the true ones by --score.",
+        ),
         (table(0), None, f"A file of labels must have one row an architecture, but {OF} has none; add some rows."),
         (table(2).assign(architecture=[FIRST, "layer/0"]), None, f"Row 2 of {OF} must have an architecture: "),
         (
