@@ -217,26 +217,30 @@ class _Job:
         return graphs, places[: len(known)], places[len(known) :]
 
     def _different(self) -> tuple[Rows, Floats]:
-        """The rows of labelled architectures, in the order of the labels, and their scores."""
+        """The rows of labelled networks, in the order of the labels, and their scores.
+
+        Of architectures that are one network in several texts, labelled apart, the mean counts.
+        """
+        scores, seen = self.labels.scores, dict[Architecture, int]()
+        for row, architecture in enumerate(self.labels.architectures):
+            other = seen.setdefault(architecture, row)
+            if scores[other] != scores[row]:
+                raise DataError(
+                    f"An architecture must have one score, but rows {other + 1} and {row + 1} of "
+                    f"{self.plan.labels.name} have the same and {scores[other]:g} and {scores[row]:g}; give their mean."
+                )
+        if np.ptp(scores) > 0:
+            checked_scores(self.labels.architectures, scores)
         _, first, back = np.unique(self.labelled, return_index=True, return_inverse=True)
-        scores = self.labels.scores
-        wrong = np.flatnonzero(scores != scores[first][back])
-        if len(wrong):
-            row = int(wrong[0])
-            other = int(first[back[row]])
-            raise DataError(
-                f"An architecture must have one score, but rows {other + 1} and {row + 1} of {self.plan.labels.name} "
-                f"have the same and {scores[other]:g} and {scores[row]:g}; give their mean."
-            )
-        kept = np.sort(first)
-        if np.ptp(scores[kept]) == 0:
-            state = f"is {scores[0]:g} in all {len(scores)} rows of {self.plan.labels.name}"
+        means = scores[first] + np.bincount(back, scores - scores[first][back]) / np.bincount(back)
+        if np.ptp(means) == 0:
+            state = f"is {means[0]:g} for all {len(means)} networks of {self.plan.labels.name}"
             raise DataError(
                 f"Scores must differ for a predictor to be fitted, but {self.labels.column!r} {state}; label more "
                 "architectures."
             )
-        checked_scores(self.labels.architectures, scores)
-        return self.labelled[kept], scores[kept]
+        kept = np.argsort(first)
+        return self.labelled[first[kept]], means[kept]
 
     def _fitted(self, rows: Rows, scores: Floats) -> Predictor:
         predictor = dataclasses.replace(self.plan.predictor)

@@ -182,6 +182,19 @@ def test_isomorphic_cells_are_one(tmp_path: Path) -> None:
     assert [space.write(cell) for cell in space.from_table(found.proposals)] == ["1"]
 
 
+def test_architectures_of_one_network_that_were_labelled_apart_have_their_mean(tmp_path: Path) -> None:
+    same = ["|none~0|+|skip_connect~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"]
+    same += ["|none~0|+|skip_connect~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"]
+    other = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|nor_conv_3x3~1|none~2|"
+    labels = pd.DataFrame({"architecture": [same[0], other, same[1]], "score": [50.0, 90.0, 52.0]})
+    found = rank("nasbench201", labels, candidates=labels, predictor="ridge", out=tmp_path / "out")
+    known = found.top.set_index("architecture")["known"].to_dict()
+    assert known == {same[0]: 51.0, other: 90.0, same[1]: 51.0} and found.record["result"]["labels"] == 2
+    alike = labels.assign(score=[50.0, 51.0, 52.0])
+    with pytest.raises(DataError, match=r"^Scores must differ .* 'score' is 51 for all 2 networks of the table"):
+        rank("nasbench201", alike, predictor="ridge", out=tmp_path / "alike")
+
+
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
@@ -192,7 +205,7 @@ def test_isomorphic_cells_are_one(tmp_path: Path) -> None:
         ),
         (
             table(5).assign(score=0.5),
-            "Scores must differ for a predictor to be fitted, but 'score' is 0.5 in all 5 rows of the table of labels; "
+            "Scores must differ for a predictor to be fitted, but 'score' is 0.5 for all 5 networks of the table of labels; "
             "label more architectures.",
         ),
         (table(5).assign(score=[1.0, 2.0, 3.0, 4.0, -1e200]), "Scores must be .*1e.?200.*"),
