@@ -143,7 +143,7 @@ def read_scores(space: Space, source: Source, column: str | None, architectures:
     Raises:
         DataError: there is no such column, or it has other things than one number a row; fewer than two rows.
     """
-    name = column if column is not None else _only_column(space, source, architectures)
+    name = column if column is not None else _only_column(space, source)
     count = list(map(str, source.table)).count(name)
     if count != 1:
         there = ", ".join(dict.fromkeys(map(str, source.table)))
@@ -174,7 +174,7 @@ def read_scores(space: Space, source: Source, column: str | None, architectures:
     return Labels(architectures, scores, name)
 
 
-def _only_column(space: Space, source: Source, architectures: Sequence[Architecture]) -> str:
+def _only_column(space: Space, source: Source) -> str:
     if {SCORE, UNCERTAINTY} <= set(source.table):
         raise DataError(
             f"Labels must have true scores, but {source.name} is of 'nasengine rank', whose column 'score' is guessed; "
@@ -182,7 +182,7 @@ def _only_column(space: Space, source: Source, architectures: Sequence[Architect
         )
     if SCORE in source.table:
         return SCORE
-    own = {*map(str, space.to_table(architectures[:1], Shapes((3, 32, 32), 10))), *NUMBERS}
+    own = {*space.table_columns, *NUMBERS}
     names = [str(name) for name in source.table if str(name) not in own and _is_numeric(source.table[name])]
     if len(names) == 1:
         return names[0]

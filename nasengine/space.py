@@ -44,11 +44,13 @@ class Space(abc.ABC):
     A subclass is a frozen dataclass with a class attribute `name` that writes `network`: ordinary PyTorch with
     choices inside. A space with rules of its own overrides `derive` and `check`; one with a training form of its own
     overrides `final` and `build`. A space without a supernet is not `searchable`: it overrides `choices` and `build`,
-    and its `network` raises a SettingError.
+    and its `network` raises a SettingError. One with tables of its own overrides `to_table`, `from_table` and
+    `table_columns`, the columns that these two know: where there are others they are the user's.
     """
 
     name: ClassVar[str] = ""
     searchable: ClassVar[bool] = True
+    table_columns: ClassVar[tuple[str, ...]] = ("architecture",)
 
     @abc.abstractmethod
     def network(self, shapes: Shapes) -> nn.Module:

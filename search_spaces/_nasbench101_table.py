@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 MATRIX: Final = ("matrix", "adjacency")
 """Names of the column of matrices, the one that is taken first before the official one."""
+TABLE_COLUMNS: Final = ("hash", *MATRIX, "n_vertices", "operations", "parameters", "architecture")
+"""What `write_table` writes and `read_table` reads."""
 
 _HASH = re.compile("[0-9a-f]{32}")
 _LIST = str.maketrans("", "", "[]()'\" \n")

@@ -42,7 +42,7 @@ from search_spaces._nasbench101_sequence import (
     raw_cell,
     sequence_of,
 )
-from search_spaces._nasbench101_table import read_table, write_table
+from search_spaces._nasbench101_table import TABLE_COLUMNS, read_table, write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,6 +75,7 @@ class NASBench101(Space):
 
     name: ClassVar[str] = "nasbench101"
     searchable: ClassVar[bool] = False
+    table_columns: ClassVar[tuple[str, ...]] = TABLE_COLUMNS
 
     channels: int = setting(128, "channels of the first stack", low=1)
     stacks: int = setting(3, "stacks, with twice the channels from one to the next", low=1)
@@ -158,7 +159,7 @@ class NASBench101(Space):
         return CellSequence(load_cells(progress))
 
     def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
-        """The published one of the isomorphs of each cell; (N, 2) logarithms of its parameters and multiply-adds."""
+        """The published one of the isomorphs of each cell; numbers as `encode_codes` says."""
         check_images(self.name, shapes)
         return encode_codes(codes_of(architectures), self._skeleton, shapes)
 

@@ -47,6 +47,15 @@ def test_digits_of_a_matrix_keep_their_zeros(tmp_path: Path) -> None:
     assert found.column == "loss" and found.scores.tolist() == [0.5, 0.25]
 
 
+def test_digits_of_an_official_matrix_are_no_scores() -> None:
+    kinds = ["input,conv3x3-bn-relu,output", "input,output"]
+    cells = {"adjacency": ["010001000", "0100"], "n_vertices": [3, 2], "operations": kinds}
+    labels = pd.DataFrame({**cells, "parameters": [9, 8], "accuracy": [0.5, 0.25]})
+    source = read_source(labels, "labels")
+    found = read_scores(NASBench101(), source, None, read_architectures(NASBench101(), SHAPES, source))
+    assert found.column == "accuracy" and found.scores.tolist() == [0.5, 0.25]
+
+
 def test_the_only_column_of_numbers() -> None:
     labels = table(5).rename(columns={"score": "accuracy"}).assign(note="x", good=True, epochs=3, seconds=1.5)
     assert read(labels).column == "accuracy"
