@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
-        typer.echo(f"nasengine: {error.format_message().rstrip('.')}.", err=True)
+        said = error.format_message().rstrip(".").replace(". Did you mean", ": did you mean")
+        typer.echo(f"nasengine: {said}{'' if said.endswith('?') else '.'}", err=True)
         return int(getattr(error, "exit_code", 2))
     if code == _STOPPED:
         typer.echo(

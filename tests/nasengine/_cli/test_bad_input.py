@@ -86,6 +86,7 @@ def test_search_refuses(refuse: Refuse, arguments: str, sentence: str) -> None:
     ("arguments", "sentence"),
     [
         ("bogus", "No such command 'bogus'."),
+        ("rnak", "No such command 'rnak': did you mean 'rank'?"),
         ("--bogus", "No such option: --bogus."),
         ("train", "A training must have one of a run, a genotype and an architecture, but got 0 of them."),
         ("train --dry-run", "A training must have one of a run, a genotype and an architecture, but got 0 of them."),
