@@ -46,6 +46,7 @@ def convert(
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     from nasengine import benchmark
+    from nasengine.errors import InterruptedRun
 
     console = Console()
     what = TextColumn("{task.description}", markup=False)
@@ -57,7 +58,10 @@ def convert(
             writing = done >= total
             bar.update(task, completed=done, total=total, description=f"writing {out.name}" if writing else None)
 
-        found = benchmark.convert(source, out, space=space, progress=progress)
+        try:
+            found = benchmark.convert(source, out, space=space, progress=progress)
+        except KeyboardInterrupt:
+            raise InterruptedRun("Stopped, and nothing is kept of it: give the same command again.") from None
     _print_info(found)
 
 
@@ -95,7 +99,7 @@ def query(
     found = benchmark.query(table, space=space, genotype=text, hash=hash, epochs=_whole(epochs), repeat=repeat)
     which = "mean of all trainings" if found.repeat == "mean" else f"training {found.repeat}"
     typer.echo(f"{found.text}\nhash: {found.hash}\nparameters: {found.parameters:,}\n{found.epochs} epochs, {which}\n")
-    names = [name for name in found.evaluations["final"]]
+    names = list(found.evaluations["final"])
     typer.echo(" " * 8 + "".join(f"{name.replace('_', ' '):>21}" for name in names))
     for when, measures in found.evaluations.items():
         typer.echo(f"{when:<8}" + "".join(f"{_value(name, measures[name]):>21}" for name in names))
