@@ -100,12 +100,21 @@ def _check_out(source: Path, out: Path) -> None:
         )
     if out.is_dir():
         raise DataError(f"A conversion must have a file to write, but {out} is a directory; give a name in it.")
-    if out.is_file():
-        with out.open("rb") as file:
-            if file.read(len(_MAGIC)) not in (_MAGIC, b""):
-                raise DataError(
-                    f"A conversion must not replace files of other kinds, but {out} is one; choose another."
-                )
+    if out.is_file() and _is_other(out):
+        raise DataError(f"A conversion must not replace files of other kinds, but {out} is one; choose another.")
+
+
+def _is_other(out: Path) -> bool:
+    """Whether a file is neither empty nor a converted table, which may be damaged."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    with out.open("rb") as file:
+        start = file.read(len(_MAGIC))
+    try:
+        return bool(start) and (start != _MAGIC or KEY not in (parquet.read_schema(out).metadata or {}))
+    except (pa.ArrowException, OSError, ValueError):
+        return False
 
 
 @contextmanager

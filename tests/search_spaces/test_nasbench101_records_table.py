@@ -299,10 +299,13 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     source = write(tmp_path / "source.tfrecord", trainings())
     other = tmp_path / "notes.txt"
     other.write_text("notes")
+    labels = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"score": [0.5]}), labels)
     told = {
         source: f"must have another file to write than {source}, but both are one; choose another.",
         tmp_path: f"must have a file to write, but {tmp_path} is a directory; give a name in it.",
         other: f"must not replace files of other kinds, but {other} is one; choose another.",
+        labels: f"must not replace files of other kinds, but {labels} is one; choose another.",
         tmp_path / "no" / "a.parquet": "a.parquet, but there is not: No such file or directory; choose another.",
     }
     told[tmp_path / ("x" * 300)] = "but there is not: File name too long; choose another."
@@ -314,6 +317,15 @@ def test_what_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"must be readable, but .*gone is not: No such file or directory\.$"):
         convert_records(tmp_path / "gone", tmp_path / "a.parquet")
     assert sorted(tmp_path.iterdir()) == before and other.read_text() == "notes"
+
+
+def test_a_damaged_table_is_replaced(tmp_path: Path) -> None:
+    table = table_of(tmp_path, trainings()).path
+    content = table.read_bytes()
+    for damaged in (b"", content[:-100], content):
+        table.write_bytes(damaged)
+        convert_records(tmp_path / "source.tfrecord", table)
+        assert table.read_bytes() == content
 
 
 # Files that are no whole table
