@@ -205,8 +205,8 @@ def test_architectures_of_one_network_that_were_labelled_apart_have_their_mean(t
         ),
         (
             table(5).assign(score=0.5),
-            "Scores must differ for a predictor to be fitted, but 'score' is 0.5 for all 5 networks of the table of labels; "
-            "label more architectures.",
+            "Scores must differ for a predictor to be fitted, but 'score' is 0.5 for all 5 networks of the table of "
+            "labels; label more architectures.",
         ),
         (table(5).assign(score=[1.0, 2.0, 3.0, 4.0, -1e200]), "Scores must be .*1e.?200.*"),
     ],
