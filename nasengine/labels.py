@@ -65,7 +65,12 @@ def read_source(table: pd.DataFrame | Path | str, what: str) -> Source:
     import pandas as pd
 
     if isinstance(table, pd.DataFrame):
-        source = Source(table, f"the table of {what}", {"rows": len(table)})
+        source = Source(table.rename(columns=str), f"the table of {what}", {"rows": len(table)})
+    elif not isinstance(table, (str, Path)):
+        raise DataError(
+            f"A table of {what} must be a pandas.DataFrame or the path of a file, but is a {type(table).__name__}; "
+            "make a DataFrame of it."
+        )
     else:
         path = Path(table).expanduser()
         file = path / LABELS if path.is_dir() else path
@@ -75,6 +80,7 @@ def read_source(table: pd.DataFrame | Path | str, what: str) -> Source:
         record = read_record(file.parent) if file.name == LABELS and beside.exists() else {}
         record = record if record.get("verb") == "collect" else {}
         source = Source(_parsed(file, content, what), str(file), facts, record)
+    _check_columns(source, what)
     if not len(source.table):
         raise DataError(
             f"A file of {what} must have one row an architecture, but {source.name} has none; add some rows."
@@ -104,17 +110,21 @@ def _parsed(file: Path, content: bytes, what: str) -> pd.DataFrame:
             return pd.read_parquet(io.BytesIO(content))
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
         names = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, header=None, nrows=1).iloc[0]
+        return table.set_axis(names.tolist(), axis=1)  # pandas gives those that come twice other names
     except (OSError, ValueError):  # pandas' and pyarrow's errors are of these kinds
         raise DataError(
             f"A file of {what} must be a whole {kind} table with the names of its columns, but {file} is none; write "
             "it anew."
         ) from None
+
+
+def _check_columns(source: Source, what: str) -> None:
+    names = source.table.columns
     if not names.is_unique:
+        twice = names[names.duplicated()][0]
         raise DataError(
-            f"A file of {what} must have each column once, but {file} has {names[names.duplicated()].iloc[0]!r} twice; "
-            "rename or drop one."
+            f"A file of {what} must have each column once, but {source.name} has {twice!r} twice; rename or drop one."
         )
-    return table
 
 
 def read_architectures(space: Space, shapes: Shapes, source: Source) -> Sequence[Architecture]:
@@ -144,12 +154,10 @@ def read_scores(space: Space, source: Source, column: str | None, architectures:
         DataError: there is no such column, or it has other things than one number a row; fewer than two rows.
     """
     name = column if column is not None else _only_column(space, source)
-    count = list(map(str, source.table)).count(name)
-    if count != 1:
-        there = ", ".join(dict.fromkeys(map(str, source.table)))
-        state = f"has {count} of this name" if count else f"has {there}"
+    if name not in source.table:
+        there = ", ".join(map(str, source.table))
         raise DataError(
-            f"Labels must have one column {name!r} of scores, but {source.name} {state}; name another one by --score."
+            f"Labels must have a column {name!r} of scores, but {source.name} has {there}; name another one by --score."
         )
     values: pd.Series[Any] = source.table[name]
     several = next((row for row, value in enumerate(values) if np.ndim(value) > 0), None)
@@ -183,7 +191,7 @@ def _only_column(space: Space, source: Source) -> str:
     if SCORE in source.table:
         return SCORE
     own = {*space.table_columns, *NUMBERS}
-    names = [str(name) for name in source.table if str(name) not in own and _is_numeric(source.table[name])]
+    names = [name for name in map(str, source.table) if name not in own and _is_numeric(source.table[name])]
     if len(names) == 1:
         return names[0]
     listed = f"{', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
@@ -195,15 +203,16 @@ def _only_column(space: Space, source: Source) -> str:
 
 
 def _is_numeric(column: Any) -> bool:
-    """Whether a column has a number somewhere; of two columns with one name, whether the first has."""
-    first = column if column.ndim == 1 else column.iloc[:, 0]
-    return bool(first.dtype != bool and np.isfinite(_numbers(first)).any())
+    """Whether a column has a number somewhere."""
+    return bool(column.dtype != bool and np.isfinite(_numbers(column)).any())
 
 
 def _numbers(values: pd.Series[Any]) -> NDArray[np.float64]:
     """(N,): NaN for what is no number."""
     import pandas as pd
 
+    if values.dtype.kind in "mMc":  # times and complex numbers, of which pandas makes numbers
+        return np.full(len(values), np.nan)
     plain = values.map(lambda value: None if np.ndim(value) or isinstance(value, (bool, np.bool_)) else value)
     numbers: NDArray[np.float64] = pd.to_numeric(plain, errors="coerce").to_numpy(np.float64, na_value=np.nan)
     return numbers

@@ -74,7 +74,7 @@ NUMBERS = "Labels must have a column 'score', or one column of numbers, but the 
         (
             table(5).assign(score=None, a=1, b=2),
             "none",
-            f"Labels must have one column 'none' of scores, but {OF} has architecture, score, a, b; name another one "
+            f"Labels must have a column 'none' of scores, but {OF} has architecture, score, a, b; name another one "
             "by --score.",
         ),
         (table(5).drop(columns="score"), None, f"{NUMBERS} no column of numbers; name it by --score."),
@@ -86,8 +86,19 @@ NUMBERS = "Labels must have a column 'score', or one column of numbers, but the 
         (
             table(5)[["architecture", "score", "score"]],
             None,
-            f"Labels must have one column 'score' of scores, but {OF} has 2 of this name; name another one by --score.",
+            f"A file of labels must have each column once, but {OF} has 'score' twice; rename or drop one.",
         ),
+        (
+            table(2)[["architecture", "architecture", "score"]],
+            None,
+            f"A file of labels must have each column once, but {OF} has 'architecture' twice; rename or drop one.",
+        ),
+        (
+            table(2).assign(score=pd.to_datetime(["2020-01-01", "2021-01-01"])),
+            None,
+            f"row 1 {ROW} '2020-01-01 00:00:00' in the column 'score'; {CHANCE}",
+        ),
+        (table(2).assign(score=[1j, 2j]), None, f"row 1 {ROW} '1j' in the column 'score'; {CHANCE}"),
         (
             table(2).assign(score=[0.5, "good"]),
             None,
@@ -129,6 +140,12 @@ def test_wrong_tables(labels: pd.DataFrame, column: str | None, told: str) -> No
     with pytest.raises(DataError) as error:
         read(labels, column)
     assert told in str(error.value) and "\n" not in str(error.value)
+
+
+def test_columns_in_memory_are_texts_like_those_of_files() -> None:
+    assert read(table(3).rename(columns={"score": 0})).column == "0"
+    with pytest.raises(DataError, match=r"^A table of labels must be a pandas.DataFrame or the .*, but is a Series; "):
+        read_source(table(3)["score"], "labels")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

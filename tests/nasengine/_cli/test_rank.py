@@ -127,7 +127,7 @@ def test_wrong_inputs(refuse: Refuse, cli: Run, command: tuple[str, ...], labels
     )
     assert wrong("--predictor", "rigde").startswith("Unknown predictor 'rigde': did you mean 'ridge' (known: ")
     assert wrong("--score", "loss") == (
-        f"Labels must have one column 'loss' of scores, but {labels} has architecture, score; name another one by "
+        f"Labels must have a column 'loss' of scores, but {labels} has architecture, score; name another one by "
         "--score."
     )
     assert wrong("--candidates", tmp_path / "none.csv") == (
