@@ -90,7 +90,8 @@ class Assessor(Predictor):
     (labelled and unlabelled ones) and not to others that are asked, so that its score does not depend on them; scores
     are normal quantiles; errors are means, without the half in (A5). Beyond the paper: graph features in place of the
     matrix, which do not depend on how nodes are numbered, each group as important as in the most likely Gaussian
-    process (metric=learned); a loss on the order of pairs (ranking); several members, whose spread is the uncertainty.
+    process (metric=learned); a loss on the order of pairs (ranking); several members. The uncertainty is their spread
+    and, the same for all, the error of one that has not seen a fifth of the labels.
     """
 
     name: ClassVar[str] = "assessor"
@@ -126,6 +127,7 @@ class Assessor(Predictor):
         chosen = torch.randperm(len(targets), generator=rng)[: self.anchors]
         spare = len(targets) + torch.randperm(len(pool) - len(targets), generator=rng)[: self.anchors // 2]
         self._anchors = everything[torch.cat([chosen, spare])]
+        self._error = self._unseen_error(everything, labels)
 
     def _relevance(self, graphs: Graphs, targets: Floats) -> NDArray[np.float32]:
         """(F,): by what features are multiplied."""
@@ -159,6 +161,18 @@ class Assessor(Predictor):
             optimizer.step()
             schedule.step()
         return network.requires_grad_(False)
+
+    def _unseen_error(self, inputs: Tensor, targets: Tensor) -> float:
+        """Root of the mean square, by a member that has not seen a fifth of the targets; 1 where these are too few."""
+        rows = torch.randperm(len(targets), generator=generator(self.seed, 0))
+        held, known = rows[: len(rows) // 5], rows[len(rows) // 5 :]
+        if not len(held):
+            return 1.0
+        order = torch.cat([known, held, torch.arange(len(targets), len(inputs))])
+        network = self._trained(inputs[order], targets[known], 0)
+        with torch.no_grad():
+            guesses = self._asked(network, inputs[held], inputs[known[: self.anchors]])
+        return float(np.sqrt(np.mean((guesses - targets[held].numpy()) ** 2)))
 
     def _new(self, inputs: int, rng: torch.Generator) -> Network:
         with torch.random.fork_rng(devices=[]):
@@ -197,12 +211,13 @@ class Assessor(Predictor):
     def _predict(self, graphs: Graphs, return_std: bool) -> tuple[Floats, Floats]:
         inputs = self._inputs(graphs)
         with torch.no_grad():
-            guesses = np.stack([self._asked(network, inputs) for network in self._members]).astype(np.float64)
-        guesses = guesses * self._range[1] + self._range[0]
-        return guesses.mean(axis=0), guesses.std(axis=0)
+            guesses = np.stack([self._asked(network, inputs, self._anchors) for network in self._members])
+        guesses = guesses.astype(np.float64)
+        deviations = np.hypot(guesses.std(axis=0), self._error) * self._range[1]
+        return guesses.mean(axis=0) * self._range[1] + self._range[0], deviations
 
-    def _asked(self, network: Network, inputs: Tensor) -> NDArray[np.float32]:
-        anchors = network.encoder(self._anchors)
+    def _asked(self, network: Network, inputs: Tensor, joined: Tensor) -> NDArray[np.float32]:
+        anchors = network.encoder(joined)
         width = self._width(anchors)
         among = similarity(anchors, anchors, width, self.threshold).fill_diagonal_(0.0)
         parts = []
@@ -214,7 +229,7 @@ class Assessor(Predictor):
     def _arrays(self) -> dict[str, NDArray[Any]]:
         arrays = {} if self._features is None else self._features.arrays()
         arrays |= {"nodes": np.array(self._nodes), "scale": self._scale, "range": self._range}
-        arrays["anchors"] = self._anchors.numpy()
+        arrays |= {"error": np.array(self._error), "anchors": self._anchors.numpy()}
         for number, network in enumerate(self._members):
             arrays |= {f"member.{number}.{name}": value.numpy() for name, value in network.state_dict().items()}
         return arrays
@@ -222,7 +237,7 @@ class Assessor(Predictor):
     def _restore(self, arrays: Mapping[str, NDArray[Any]]) -> None:
         self._features = Features.restored(arrays) if self.encoding == "features" else None
         self._nodes, self._scale, self._range = int(arrays["nodes"]), arrays["scale"], arrays["range"]
-        self._anchors = torch.from_numpy(arrays["anchors"])
+        self._anchors, self._error = torch.from_numpy(arrays["anchors"]), float(arrays["error"])
         self._members = []
         for number in range(self.members):
             network = self._new(self._anchors.shape[1], torch.Generator())

@@ -165,3 +165,16 @@ def test_the_anchors_hold_labelled_and_unlabelled_architectures() -> None:
     assessor.fit(every[:40], np.arange(40.0), every[40:])
     assert len(assessor._anchors) == 30 + 15
     assert len(assessor.fit(every[:40], np.arange(40.0))._anchors) == 30
+
+
+def test_the_uncertainty_is_that_of_labels_not_seen() -> None:
+    rng = np.random.default_rng(0)
+    space = NASBench201()
+    choices = space.choices(SHAPES)
+    graphs = space.encode([space.sample(choices, torch.Generator().manual_seed(seed)) for seed in range(300)], SHAPES)
+    targets = (graphs.operations == 2).sum(axis=1) + rng.normal(size=300)
+    predictor = Assessor(space=space, members=1, steps=30, hidden=32, embedding=16)
+    predictor._fit(graphs.take(slice(0, 200)), targets[:200], graphs)
+    means, deviations = predictor._predict(graphs.take(slice(200, 300)), True)
+    missed = np.abs(means - targets[200:])
+    assert 0.4 < (missed < deviations).mean() < 0.95 and (missed < 2 * deviations).mean() > 0.75
