@@ -294,7 +294,8 @@ class _Job:
 
     def _result(self, evaluation: Evaluation | None, top: pd.DataFrame, seconds: float) -> dict[str, Any]:
         result: dict[str, Any] = {
-            "labels": len(self.scores),
+            "labels": len(self.labels.scores),
+            "networks": len(self.scores),
             "candidates": len(self.candidates),
             "best": float(top["score"].iloc[0]),
             "seconds": seconds,

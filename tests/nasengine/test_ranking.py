@@ -208,7 +208,7 @@ def test_one_network_labelled_apart_has_the_mean(tmp_path: Path) -> None:
     labels = pd.DataFrame({"architecture": cells, "score": [0.5, 0.1, 0.7, 0.3]})
     shapes = Shapes((3, 8, 8), 10)
     found = rank("nasbench101", labels, candidates=labels, task=shapes, out=tmp_path / "out")
-    assert found.record["result"]["labels"] == 3
+    assert (found.record["result"]["labels"], found.record["result"]["networks"]) == (4, 3)
     assert sorted(found.top["known"]) == pytest.approx([0.1, 0.3, 0.6, 0.6])
     assert found.top["score"].nunique() == 3
     with pytest.raises(DataError, match=r"Scores of different networks must differ .* the table of labels are all 0.6"):
@@ -219,7 +219,7 @@ def test_one_network_labelled_apart_has_the_mean(tmp_path: Path) -> None:
 def test_labels_twice_with_one_score_count_once(tmp_path: Path) -> None:
     labels = table(12)
     found = ranked(pd.concat([labels, labels]), tmp_path / "out")
-    assert found.record["result"]["labels"] == 12
+    assert (found.record["result"]["labels"], found.record["result"]["networks"]) == (24, 12)
     pd.testing.assert_frame_equal(found.top, ranked(labels, tmp_path / "once").top)
 
 
