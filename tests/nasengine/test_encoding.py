@@ -198,3 +198,17 @@ def test_concatenated_ones_have_room_for_the_most_nodes() -> None:
     )
     assert np.array_equal(both.operations[:4, :2], small.operations) and rows(both.take(slice(4, 7))) == rows(large)
     assert np.array_equal(both.adjacency[:4, :2, :2], small.adjacency)
+
+
+def test_contracted_graphs_keep_the_ways_of_identities() -> None:
+    operations = np.array([[0, 1, 1, 2, 3], [0, 2, 1, 3, -1]], np.int16)
+    adjacency = np.zeros((2, 5, 5), bool)
+    for row, edges in enumerate(([(0, 1), (1, 2), (2, 3), (1, 4), (3, 4)], [(0, 1), (1, 3), (0, 2), (2, 3)])):
+        for source, target in edges:
+            adjacency[row, source, target] = True
+    graphs = Graphs(operations, adjacency, np.zeros((2, 0), np.float32), ("in", "skip", "conv", "out"), ("skip",))
+    found = graphs.contracted()
+    assert found.operations.tolist() == [[0, -1, -1, 2, 3], [0, 2, -1, 3, -1]]
+    assert np.argwhere(found.adjacency[0]).tolist() == [[0, 3], [0, 4], [3, 4]]
+    assert np.argwhere(found.adjacency[1]).tolist() == [[0, 1], [0, 3], [1, 3]]
+    assert graphs.operations[0, 1] == 1 and graphs.adjacency[0, 0, 1], "the graphs themselves are as they were"

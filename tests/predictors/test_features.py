@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 NODES = 6
 WORDS = ("in", "conv", "pool", "out")
-NAMES = ("words", "sizes", "degrees", "lengths", "levels", "numbers")
+NAMES = ("numbers", "words", "sizes", "degrees", "lengths", "levels")
 NAMES += ("edges", "reach", "taken", "ways", "shares", "times", "visits", "walks", "triples", "walked triples")
 
 
@@ -171,6 +171,17 @@ def test_every_group_is_what_it_is_defined_as() -> None:
             np.testing.assert_allclose(group[row], expected[name], rtol=1e-5, atol=1e-5, err_msg=f"{name} of {row}")
 
 
+def test_where_there_are_identities_graphs_count_with_them_and_without() -> None:
+    graphs = [graph for graph in random_graphs(3) if graph.number_of_nodes() > 2]
+    plain = encoded(graphs)
+    marked = Graphs(plain.operations, plain.adjacency, plain.numbers, plain.vocabulary, plain.vocabulary[1:2])
+    groups = _all_groups(marked, NODES)
+    apart = [*_all_groups(plain, NODES), *_all_groups(marked.contracted(), NODES)[1:]]
+    assert len(groups) == len(apart)
+    for one, other in zip(groups, apart, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_long_paths_share_the_last_bin() -> None:
     chain: nx.DiGraph[int] = nx.path_graph(5, create_using=nx.DiGraph)
     nx.set_node_attributes(chain, 1, "word")
@@ -225,7 +236,7 @@ def test_features_come_back_from_arrays() -> None:
 def test_many_operations_have_no_pairs() -> None:
     words = tuple(map(str, range(30)))
     groups = _all_groups(encoded(random_graphs(4, words=30), words=words), NODES)
-    assert [group.shape[1] for group in groups] == [30, 2, 72, 2, 1]
+    assert [group.shape[1] for group in groups] == [1, 30, 2, 72, 2]
     few = _all_groups(encoded(random_graphs(4, words=12), words=words[:12]), NODES)
     assert len(few) == len(NAMES) - 2
 
