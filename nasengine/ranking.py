@@ -217,26 +217,20 @@ class _Job:
         return graphs, places[: len(known)], places[len(known) :]
 
     def _different(self) -> tuple[Rows, Floats]:
-        """The rows of labelled architectures, in the order of the labels, and their scores."""
+        """The rows of labelled architectures, in the order of the labels, and their scores.
+
+        Architectures of one encoding are one network: where they were labelled apart, the mean of their scores counts,
+        so that a network is never held out from itself.
+        """
+        scores = checked_scores(self.labels.architectures, self.labels.scores)
         _, first, back = np.unique(self.labelled, return_index=True, return_inverse=True)
-        scores = self.labels.scores
-        wrong = np.flatnonzero(scores != scores[first][back])
-        if len(wrong):
-            row = int(wrong[0])
-            other = int(first[back[row]])
+        means, kept = np.bincount(back, scores) / np.bincount(back), np.sort(first)
+        if np.ptp(means) == 0:
             raise DataError(
-                f"An architecture must have one score, but rows {other + 1} and {row + 1} of {self.plan.labels.name} "
-                f"have the same and {scores[other]:g} and {scores[row]:g}; give their mean."
+                "Scores of different networks must differ for a predictor to be fitted, but those in "
+                f"{self.plan.labels.name} are all {means[0]:g}; label more architectures."
             )
-        kept = np.sort(first)
-        if np.ptp(scores[kept]) == 0:
-            state = f"is {scores[0]:g} in all {len(scores)} rows of {self.plan.labels.name}"
-            raise DataError(
-                f"Scores must differ for a predictor to be fitted, but {self.labels.column!r} {state}; label more "
-                "architectures."
-            )
-        checked_scores(self.labels.architectures, scores)
-        return self.labelled[kept], scores[kept]
+        return self.labelled[kept], means[back[kept]]
 
     def _fitted(self, rows: Rows, scores: Floats) -> Predictor:
         predictor = dataclasses.replace(self.plan.predictor)
@@ -300,7 +294,8 @@ class _Job:
 
     def _result(self, evaluation: Evaluation | None, top: pd.DataFrame, seconds: float) -> dict[str, Any]:
         result: dict[str, Any] = {
-            "labels": len(self.scores),
+            "labels": len(self.labels.scores),
+            "networks": len(self.scores),
             "candidates": len(self.candidates),
             "best": float(top["score"].iloc[0]),
             "seconds": seconds,
