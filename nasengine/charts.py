@@ -18,7 +18,7 @@ Floats = NDArray[np.float64]
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, as of the cells
 _INK, _GREY = "#1F2933", "#9AA5B1"
-_MOST_POINTS = 400
+_MOST_POINTS = 160
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nasengine",

@@ -217,30 +217,20 @@ class _Job:
         return graphs, places[: len(known)], places[len(known) :]
 
     def _different(self) -> tuple[Rows, Floats]:
-        """The rows of labelled networks, in the order of the labels, and their scores.
+        """The rows of labelled architectures, in the order of the labels, and their scores.
 
-        Of architectures that are one network in several texts, labelled apart, the mean counts.
+        Architectures of one encoding are one network: where they were labelled apart, the mean of their scores counts,
+        so that a network is never held out from itself.
         """
-        scores, seen = self.labels.scores, dict[Architecture, int]()
-        for row, architecture in enumerate(self.labels.architectures):
-            other = seen.setdefault(architecture, row)
-            if scores[other] != scores[row]:
-                raise DataError(
-                    f"An architecture must have one score, but rows {other + 1} and {row + 1} of "
-                    f"{self.plan.labels.name} have the same and {scores[other]:g} and {scores[row]:g}; give their mean."
-                )
-        if np.ptp(scores) > 0:
-            checked_scores(self.labels.architectures, scores)
+        scores = checked_scores(self.labels.architectures, self.labels.scores)
         _, first, back = np.unique(self.labelled, return_index=True, return_inverse=True)
-        means = scores[first] + np.bincount(back, scores - scores[first][back]) / np.bincount(back)
+        means, kept = np.bincount(back, scores) / np.bincount(back), np.sort(first)
         if np.ptp(means) == 0:
-            state = f"is {means[0]:g} for all {len(means)} networks of {self.plan.labels.name}"
             raise DataError(
-                f"Scores must differ for a predictor to be fitted, but {self.labels.column!r} {state}; label more "
-                "architectures."
+                "Scores of different networks must differ for a predictor to be fitted, but those in "
+                f"{self.plan.labels.name} are all {means[0]:g}; label more architectures."
             )
-        kept = np.argsort(first)
-        return self.labelled[first[kept]], means[kept]
+        return self.labelled[kept], means[back[kept]]
 
     def _fitted(self, rows: Rows, scores: Floats) -> Predictor:
         predictor = dataclasses.replace(self.plan.predictor)
@@ -304,7 +294,8 @@ class _Job:
 
     def _result(self, evaluation: Evaluation | None, top: pd.DataFrame, seconds: float) -> dict[str, Any]:
         result: dict[str, Any] = {
-            "labels": len(self.scores),
+            "labels": len(self.labels.scores),
+            "networks": len(self.scores),
             "candidates": len(self.candidates),
             "best": float(top["score"].iloc[0]),
             "seconds": seconds,

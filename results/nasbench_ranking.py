@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
 
-from nasengine.architecture import Architecture
-from nasengine.predictor import PREDICTORS
+from nasengine.encoding import Graphs
+from nasengine.predictor import CIFAR, PREDICTORS
 from nasengine.registry import SPACES
 
 HERE = Path(__file__).resolve().parent
@@ -95,15 +95,17 @@ def write(rows: Sequence[dict[str, str]], file: Path) -> None:
 
 
 @cache
-def labelled(space: str, table: str) -> tuple[Sequence[Architecture], NDArray[np.float64]]:
+def labelled(space: str, table: str) -> tuple[Graphs, NDArray[np.float64]]:
+    """All architectures, encoded once, and their scores."""
     read = pd.read_parquet(table) if table.endswith(".parquet") else pd.read_csv(table, dtype={"adjacency": str})
-    return SPACES[space]().from_table(read), read[SCORES[space]].to_numpy(np.float64)
+    plugin = SPACES[space]()
+    return plugin.encode(plugin.from_table(read), CIFAR), read[SCORES[space]].to_numpy(np.float64)
 
 
 def measure(job: tuple[str, str, str, int, int]) -> dict[str, str]:
     """tau on all that have no label; the regret, in points, of the best of 20 among 10,000 of them."""
     space, table, method, count, seed = job
-    architectures, scores = labelled(space, table)
+    graphs, scores = labelled(space, table)
     order = np.random.default_rng([seed, count]).permutation(len(scores))
     known, rest = order[:count], order[count:]
     pool, few = rest[:UNLABELLED], rest[-UNLABELLED:]
@@ -112,10 +114,10 @@ def measure(job: tuple[str, str, str, int, int]) -> dict[str, str]:
     if "seed" in predictor.get_params():
         predictor.set_params(seed=seed)
     start = time.perf_counter()
-    predictor.fit(take(architectures, known), scores[known], take(architectures, pool) if semi else None)
+    predictor.fit_graphs(graphs.take(known), scores[known], graphs.take(pool) if semi else None)
     fitted = time.perf_counter()
     guesses = np.empty(len(scores))
-    guesses[rest] = predictor.predict(take(architectures, rest))
+    guesses[rest], _ = predictor.predict_graphs(graphs.take(rest), return_std=False)
     top = few[np.argsort(-guesses[few], kind="stable")[:20]]
     points = 100.0 if scores.max() <= 1.0 else 1.0
     return {
@@ -128,10 +130,6 @@ def measure(job: tuple[str, str, str, int, int]) -> dict[str, str]:
         "fit_seconds": f"{fitted - start:.1f}",
         "predict_seconds": f"{time.perf_counter() - fitted:.1f}",
     }
-
-
-def take(architectures: Sequence[Architecture], rows: NDArray[np.intp]) -> Sequence[Architecture]:
-    return architectures[rows] if not isinstance(architectures, list) else [architectures[row] for row in rows]  # type: ignore[call-overload, no-any-return]
 
 
 def summary(rows: Sequence[dict[str, str]]) -> str:

@@ -8,13 +8,17 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pytest
+
+from nasengine.task import Shapes
+from search_spaces.nasbench101 import NASBench101
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 SEARCH = "cifar10_search"
-EXPERIMENTS = (SEARCH, "cifar10_elastic", "cifar10_slimming", "nasbench201_search")
+EXPERIMENTS = (SEARCH, "cifar10_elastic", "cifar10_slimming", "nasbench201_search", "nasbench_ranking")
 DOCUMENTS = [("README.md", SEARCH), ("README.md", "nasbench201_search")]
 DOCUMENTS += [("results/README.md", name) for name in EXPERIMENTS]
 
@@ -60,10 +64,23 @@ def test_every_method_has_every_seed(name: str) -> None:
         runs = {(row["removed"], row["way"], int(row["seed"])) for row in rows}
         ways = [(str(share), way) for share in experiment.SHARES for way in (experiment.WAYS if share else ("none",))]
         assert runs == {(*way, seed) for way in ways for seed in experiment.SEEDS}
+    elif name == "nasbench_ranking":
+        fits = {(row["space"], row["method"], int(row["labels"]), int(row["seed"])) for row in rows}
+        tables = dict.fromkeys(experiment.LABELS, "")
+        assert fits == {(space, *job) for space, _, *job in experiment.jobs_of(tables)}
     else:
         assert {(row["method"], int(row["seed"])) for row in rows} == {
             (method, seed) for method in experiment.METHODS for seed in experiment.SEEDS
         }
+
+
+def test_the_labels_are_of_different_cells_and_say_what_they_say() -> None:
+    table = pd.read_csv(ROOT / "results" / "nasbench101-digits.csv", dtype={"matrix": str})
+    space = NASBench101(channels=8, cells=1)
+    cells = space.from_table(table)  # refuses a hash that is not the cell's
+    assert len(set(table["hash"])) == len(table) == 280
+    assert space.to_table(cells, Shapes((1, 8, 8), 10))["parameters"].tolist() == table["parameters"].tolist()
+    assert table["score"].between(0.1, 1.0).all() and table["score"].nunique() > 200
 
 
 def test_results_are_small_text() -> None:

@@ -181,7 +181,8 @@ def print_ranking(result: RankResult) -> None:
         known = "" if entry["known"] != entry["known"] else f"  (label {entry['known']:.4g})"
         guessed = f"{entry['score']:>10.5g} ± {entry['uncertainty']:<9.2g}"
         typer.echo(f"{int(entry['rank']):>4}  {guessed}{size}  {result.texts[row]}{known}")
-    typer.echo(f"\n{found['candidates']:,} candidates by {found['labels']:,} labels")
+    apart = "" if found["networks"] == found["labels"] else f" of {found['networks']:,} different networks"
+    typer.echo(f"\n{found['candidates']:,} candidates by {found['labels']:,} labels{apart}")
     _print_measures(found)
     if result.proposals is not None:
         typer.echo(f"{len(result.proposals)} to label next, none of them labelled: next.csv")

@@ -182,31 +182,17 @@ def test_isomorphic_cells_are_one(tmp_path: Path) -> None:
     assert [space.write(cell) for cell in space.from_table(found.proposals)] == ["1"]
 
 
-def test_architectures_of_one_network_that_were_labelled_apart_have_their_mean(tmp_path: Path) -> None:
-    same = ["|none~0|+|skip_connect~0|none~1|+|none~0|none~1|nor_conv_1x1~2|"]
-    same += ["|none~0|+|skip_connect~0|skip_connect~1|+|none~0|none~1|nor_conv_1x1~2|"]
-    other = "|nor_conv_3x3~0|+|none~0|none~1|+|none~0|nor_conv_3x3~1|none~2|"
-    labels = pd.DataFrame({"architecture": [same[0], other, same[1]], "score": [50.0, 90.0, 52.0]})
-    found = rank("nasbench201", labels, candidates=labels, predictor="ridge", out=tmp_path / "out")
-    known = found.top.set_index("architecture")["known"].to_dict()
-    assert known == {same[0]: 51.0, other: 90.0, same[1]: 51.0} and found.record["result"]["labels"] == 2
-    alike = labels.assign(score=[50.0, 51.0, 52.0])
-    with pytest.raises(DataError, match=r"^Scores must differ .* 'score' is 51 for all 2 networks of the table"):
-        rank("nasbench201", alike, predictor="ridge", out=tmp_path / "alike")
-
-
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
         (
             pd.concat([table(5), table(5).assign(score=9.0)[3:4]]),
-            "An architecture must have one score, but rows 4 and 6 of the table of labels have the same and "
-            r"[\d.]+ and 9; give their mean.",
+            r"An architecture must have one score, but those of rows 4 and 6 are the same and have [\d.]+ and 9; give "
+            "their mean.",
         ),
         (
             table(5).assign(score=0.5),
-            "Scores must differ for a predictor to be fitted, but 'score' is 0.5 for all 5 networks of the table of "
-            "labels; label more architectures.",
+            "Scores must differ for a predictor to be fitted, but they are 0.5 all 5 times; label more architectures.",
         ),
         (table(5).assign(score=[1.0, 2.0, 3.0, 4.0, -1e200]), "Scores must be .*1e.?200.*"),
     ],
@@ -217,10 +203,23 @@ def test_labels_that_cannot_be_fitted(labels: pd.DataFrame, told: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
+def test_one_network_labelled_apart_has_the_mean(tmp_path: Path) -> None:
+    cells = ["110-01-1 conv3x3-bn-relu,maxpool3x3", "10-1 maxpool3x3", "110-01-1 maxpool3x3,conv3x3-bn-relu", "1"]
+    labels = pd.DataFrame({"architecture": cells, "score": [0.5, 0.1, 0.7, 0.3]})
+    shapes = Shapes((3, 8, 8), 10)
+    found = rank("nasbench101", labels, candidates=labels, task=shapes, out=tmp_path / "out")
+    assert (found.record["result"]["labels"], found.record["result"]["networks"]) == (4, 3)
+    assert sorted(found.top["known"]) == pytest.approx([0.1, 0.3, 0.6, 0.6])
+    assert found.top["score"].nunique() == 3
+    with pytest.raises(DataError, match=r"Scores of different networks must differ .* the table of labels are all 0.6"):
+        rank("nasbench101", labels[::2], candidates=labels, task=shapes, out=tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+
+
 def test_labels_twice_with_one_score_count_once(tmp_path: Path) -> None:
     labels = table(12)
     found = ranked(pd.concat([labels, labels]), tmp_path / "out")
-    assert found.record["result"]["labels"] == 12
+    assert (found.record["result"]["labels"], found.record["result"]["networks"]) == (24, 12)
     pd.testing.assert_frame_equal(found.top, ranked(labels, tmp_path / "once").top)
 
 

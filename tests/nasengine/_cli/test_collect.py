@@ -12,6 +12,7 @@ import pytest
 from nasengine._cli.collect import EPILOG
 from nasengine.collecting import CollectJob, read_labels
 from nasengine.training import TrainJob
+from search_spaces.nasbench101 import NASBench101
 from tests.nasengine._cli.conftest import Run
 from tests.nasengine.runs import flags, record
 from tests.nasengine.test_collecting import COLLECT, rows
@@ -31,7 +32,9 @@ def test_labels_are_told_and_kept(cli: Run, command: tuple[str, ...]) -> None:
     first, *labels, blank, spread, seconds, files = out.splitlines()
     assert first == f"{path}: 2 labels, 8 steps each, on cpu" and blank == ""
     table = read_labels(path)
-    told = zip(table["score"], table["seconds"], table["architecture"], strict=True)
+    space = NASBench101(channels=6, stacks=2, cells=1)
+    texts = map(space.write, space.from_table(table))
+    told = zip(table["score"], table["seconds"], texts, strict=True)
     for number, (line, (score, took, text)) in enumerate(zip(labels, told, strict=True), start=1):
         pattern = rf"label {number}/2  score {score:.2%}  {took:.1f} s  left \d+ s  {re.escape(text)}"
         assert re.fullmatch(pattern, line), line

@@ -102,6 +102,11 @@ def test_labels_of_a_collection_need_no_space(cli: Run, small: str) -> None:
     assert record(Path("out"))["config"]["shapes"] == {"input": [4], "outputs": 3, "vocabulary": 0}
 
 
+def test_labels_of_one_network_are_told(cli: Run, command: tuple[str, ...], labels: Path) -> None:
+    pd.concat([table(10), table(5)]).to_csv(labels, index=False)
+    assert "\n243 candidates by 15 labels of 10 different networks\n" in cli(*command).out
+
+
 def test_stopped_by_ctrl_c(cli: Run, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(evaluation: Evaluation) -> None:
         raise KeyboardInterrupt
