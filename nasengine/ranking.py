@@ -224,7 +224,8 @@ class _Job:
         """
         scores = checked_scores(self.labels.architectures, self.labels.scores)
         _, first, back = np.unique(self.labelled, return_index=True, return_inverse=True)
-        means, kept = np.bincount(back, scores) / np.bincount(back), np.sort(first)
+        own, kept = scores[first], np.sort(first)
+        means = own + np.bincount(back, scores - own[back]) / np.bincount(back)  # exact where all are equal
         if np.ptp(means) == 0:
             raise DataError(
                 "Scores of different networks must differ for a predictor to be fitted, but those in "
