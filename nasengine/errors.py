@@ -3,6 +3,7 @@
     NasengineError
     ├── UnknownNameError   (LookupError)      a name that no plug-in, scheme or setting has
     ├── SettingError       (ValueError)       a setting of the wrong type or range
+    │   └── TooManyError                      architectures that are too many to be enumerated
     ├── LimitError         (ValueError)       a limit on cost that no architecture keeps
     ├── ArchitectureError  (ValueError)       an architecture, genotype or space that breaks its rules
     ├── DataError          (ValueError)       data that are missing, damaged or not what they claim
@@ -48,6 +49,10 @@ class UnknownNameError(NasengineError, LookupError):
 
 class SettingError(NasengineError, ValueError):
     """A setting of the wrong type or out of range."""
+
+
+class TooManyError(SettingError):
+    """A space with too many architectures to be enumerated."""
 
 
 class LimitError(NasengineError, ValueError):

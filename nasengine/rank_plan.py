@@ -66,6 +66,10 @@ def plan_ranking(
     """Reads the tables and resolves everything else; see `rank`."""
     stored, given = dict(config or {}), split_assignments(list(settings), GROUPS)
     numbers = resolve_settings(RankSettings, stored.get("rank", {}), given["rank"], "rank")
+    files = stored.get("files", {})
+    labels = labels if labels is not None else files.get("labels")
+    candidates = candidates if candidates is not None else files.get("candidates")
+    score = score if score is not None else files.get("score")
     if labels is None:
         raise SettingError("A ranking must have labels to fit to, but none are given; name their file by --labels.")
     source = read_source(labels, "labels")
@@ -81,6 +85,8 @@ def plan_ranking(
     others = None if candidates is None else read_source(candidates, "candidates")
     final = {"space": plain_plugin(SPACES, resolved), "predictor": plain_plugin(PREDICTORS, model)}
     final |= {"rank": plain(numbers), "shapes": plain(shapes), **({"data": data} if data else {})}
+    others_path = others.facts.get("path") if others is not None else None
+    final["files"] = {"labels": source.facts.get("path"), "candidates": others_path, "score": score}
     facts = {"labels": source.facts, "candidates": others.facts if others is not None else {"source": "the space"}}
     return RankPlan(resolved, shapes, model, numbers, source, others, score, final, facts)
 

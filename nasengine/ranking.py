@@ -17,7 +17,7 @@ from nasengine import charts
 from nasengine.architecture import Architecture
 from nasengine.config import AnySpace, AnyTask
 from nasengine.encoding import Graphs, concatenate
-from nasengine.errors import DataError, SettingError
+from nasengine.errors import DataError, SettingError, TooManyError
 from nasengine.heldout import Evaluation, Rows, curve_table, evaluate, fits
 from nasengine.labels import SCORE, UNCERTAINTY, read_architectures, read_scores
 from nasengine.predictor import Predictor, checked_scores
@@ -34,10 +34,8 @@ Floats = NDArray[np.float64]
 Progress = Callable[[str, int, int], object]
 """Is called with the name of a stage, what of it is done, and what there is in all."""
 
-STAGES: Final = ("reading", "enumerating", "encoding", "fitting", "evaluating", "ranking", "writing")
-RANKING, EVERYTHING, NEXT, CURVE, PREDICTOR, PICTURE = (
-    *("ranking.csv", "ranking.parquet", "next.csv", "curve.csv", "predictor.safetensors", "ranking"),
-)
+RANKING, EVERYTHING, NEXT, CURVE = "ranking.csv", "ranking.parquet", "next.csv", "curve.csv"
+PREDICTOR, PICTURE = "predictor.safetensors", "ranking"
 FILES: Final = (RANKING, EVERYTHING, NEXT, CURVE, PREDICTOR, f"{PICTURE}.svg", f"{PICTURE}.png")
 COLUMNS: Final = ("rank", SCORE, UNCERTAINTY, "known")
 _POOL, _SAMPLE, _NEXT = 9, 10, 11  # streams of random numbers, beside those of a search and of labels
@@ -189,7 +187,7 @@ class _Job:
         self.progress("enumerating", 0, 1)
         try:
             return space.everything(shapes, lambda done, total: self.progress("enumerating", done, total))
-        except SettingError:
+        except TooManyError:
             return self._sampled()
 
     def _sampled(self) -> list[Architecture]:
@@ -201,6 +199,7 @@ class _Job:
             found[space.sample(choices, rng)] = None
             if number % 100 == 99:
                 self.progress("enumerating", number + 1, count)
+        self.progress("enumerating", count, count)
         return list(found)
 
     def _encoded(self) -> tuple[Graphs, Rows, Rows]:
@@ -280,7 +279,8 @@ class _Job:
 
         Of each candidate one value is drawn from the normal distribution of its guess, and the largest are taken, so
         that a batch holds both good and uncertain ones (White et al., AAAI 2021, arXiv:1910.11858, section 4). Values
-        are drawn as quantiles, since scores are far from normal: those of bad architectures have long tails.
+        are drawn as quantiles, since scores are far from normal: those of bad architectures have long tails. They vary
+        by the noise of a label too, as what is printed does.
         """
         if not self.settings.next:
             return None

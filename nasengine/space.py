@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
 from nasengine.encoding import Graphs, encode_choices
-from nasengine.errors import ArchitectureError, DataError, SettingError
+from nasengine.errors import ArchitectureError, DataError, SettingError, TooManyError
 from nasengine.settings import plain
 from nasengine.supernet import Supernet, choices_of, fix
 from nasengine.task import Shapes
@@ -181,7 +181,7 @@ class Space(abc.ABC):
         return encode_choices(choices, [self.unused(choices, architecture) for architecture in taken], taken)
 
     def everything(self, shapes: Shapes, progress: Progress | None = None) -> Sequence[Architecture]:
-        """All architectures, no two of them the same network in two texts. Raises SettingError if they are too many.
+        """All architectures, no two of them the same network in two texts. Raises TooManyError.
 
         `progress` is called with (done, all).
         """
@@ -189,7 +189,7 @@ class Space(abc.ABC):
         choices = self.choices(shapes)
         count = math.prod(len(choice.options) for choice in choices.values())
         if count > MOST_ENUMERATED:
-            raise SettingError(
+            raise TooManyError(
                 f"A space must have at most {MOST_ENUMERATED:,} combinations of options to be enumerated, but "
                 f"{self.name!r} has {count:,}; name candidates or a number of random ones."
             )

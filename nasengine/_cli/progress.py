@@ -193,7 +193,7 @@ def print_ranking(result: RankResult) -> None:
 
 def _print_measures(found: Mapping[str, Any]) -> None:
     if "measures" not in found:
-        typer.echo("not judged: that takes 20 labels whose scores differ, and no --no-evaluate")
+        typer.echo("not judged: that takes 20 labels whose scores differ, and is left out by --no-evaluate")
         return
     typer.echo(f"on labels held out, mean and deviation of {found['draws']} draws (k = {found['k']}):")
     for name, value in found["measures"].items():
@@ -210,7 +210,7 @@ def _training(result: RankResult) -> str:
     defaults = plain(SPACES[name]())
     changed = [f"--set space.{key}={_value(value)}" for key, value in space.items() if defaults[key] != value]
     parts = ["nasengine train --space", shlex.quote(name), "--genotype", shlex.quote(result.texts[0]), *changed]
-    return " ".join([*parts, *(["--data", shlex.quote(data)] if data else [])])
+    return " ".join([*parts, "--data", shlex.quote(data) if data else "YOUR_DATA"])
 
 
 def _value(value: object) -> str:

@@ -258,6 +258,16 @@ def test_a_configuration_is_taken_again(tmp_path: Path) -> None:
     assert other.record["config"]["predictor"] == {"name": "ridge"}
 
 
+def test_a_configuration_knows_its_files_and_its_column(tmp_path: Path) -> None:
+    labels, some = tmp_path / "labels.csv", tmp_path / "some.csv"
+    table(40).rename(columns={"score": "right"}).assign(wrong=1.5).to_csv(labels, index=False)
+    table(60)[["architecture"]].to_csv(some, index=False)
+    first = rank(SPACE, labels, score="right", candidates=some, task=SHAPES, out=tmp_path / "one")
+    again = rank(config=read_config(tmp_path / "one", "rank"), out=tmp_path / "two")
+    assert again.top.equals(first.top) and again.record["result"]["candidates"] == 60
+    assert again.record["config"] == first.record["config"]
+
+
 def test_a_predictor_in_any_form(tmp_path: Path) -> None:
     kind = PREDICTORS["gaussian-process"]
     for number, form in enumerate((kind, kind(space=SPACE, prior=2.0), "gaussian-process")):  # type: ignore[call-arg]
