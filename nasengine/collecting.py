@@ -353,6 +353,7 @@ def collect(
     job = CollectJob(plan.space, plan.task, plan.settings)
     if resume:
         _check_count(path, job)
+        _check_rows(path / LABELS, job)
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "collect", plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
@@ -370,3 +371,21 @@ def _check_count(path: Path, job: CollectJob) -> None:
             f"A collection must go on to at least the labels that it has begun, {-(-step // job.steps_per_epoch)} in "
             f"{path}, but --count is {job.epochs}; ask for more or give another --out."
         )
+
+
+def _check_rows(file: Path, job: CollectJob) -> None:
+    """Raises RunError if the labels have a row that the collection does not write; a last line may be cut."""
+    try:
+        whole, _, _ = file.read_text(encoding="utf-8").rpartition("\n")
+    except OSError:
+        return
+    own = (
+        job.space.to_table(job.architectures, job.task.shapes).astype(str).drop(columns=list(NUMBERS), errors="ignore")
+    )
+    known = set(own.itertuples(index=False, name=None))
+    for number, row in enumerate(csv.DictReader(io.StringIO(whole)), start=1):
+        if tuple(row.get(str(name)) for name in own) not in known:
+            raise RunError(
+                f"{file} must have only labels of its collection, which writes it anew, but row {number} is another's; "
+                "move what you added into a file of your own."
+            )

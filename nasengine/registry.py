@@ -14,7 +14,7 @@ import os
 import pkgutil
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +50,12 @@ class Registry(Generic[T]):
     def accepts(self) -> str:
         """What a plug-in must be, for messages."""
         return f"a subclass of {self.base.__name__}{' or of torch.nn.Module' if self._adapt is not None else ''}"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names())
+
+    def __len__(self) -> int:
+        return len(self.names())
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -20,7 +20,7 @@ Floats = NDArray[np.float64]
 @dataclass(kw_only=True, eq=False, repr=False)
 class Ensemble(FeaturePredictor):
     """Gaussian process and gradient boosting on one set of graph features, averaged: smooth and step-like guesses err
-    in different places. The best of the predictors here, and fast.
+    in different places.
 
     Reference: the two members; ensembles of predictors of architectures are compared in White et al., NeurIPS 2021,
     arXiv:2104.01177.

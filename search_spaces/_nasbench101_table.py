@@ -272,7 +272,7 @@ def _matrix(text: str, count: int) -> list[list[int]]:
     if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == len(rows) for row in rows):
         raise ArchitectureError(
             f"A matrix must be square, but is {quoted(text)}; write the digits of its rows one after the other, "
-            "'010001000', or as lists."
+            "'010001000', or as lists; digits that begin with 0 are texts, not numbers."
         )
     beyond = [*(row[count:] for row in rows), *rows[count:]]
     if count and len(rows) == MAX_VERTICES and not any(map(any, beyond)):

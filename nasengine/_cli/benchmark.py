@@ -117,7 +117,7 @@ def _print_info(found: Info) -> None:
     from rich.filesize import decimal
 
     typer.echo(f"{found.path}: {decimal(found.size)}")
-    official = f"the official {found.published}" if found.published else "no official file known here"
+    official = f"the official {found.published}" if found.published else "not one of the official files"
     typer.echo(f"source: {found.source}, {decimal(found.source_size)}, sha256 {found.sha256} ({official})")
     budgets = " and ".join(map(str, found.epochs))
     typer.echo(f"architectures: {found.architectures:,} of {found.of:,}")

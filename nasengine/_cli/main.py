@@ -70,7 +70,8 @@ def main(arguments: list[str] | None = None) -> int:
         return int(getattr(error, "exit_code", 2))
     if code == _STOPPED:
         typer.echo(
-            "nasengine: Stopped: give the same command again, with --resume if its directory is there.", err=True
+            "nasengine: Stopped: give the same command again, with --resume if it has that and its directory is there.",
+            err=True,
         )
     return int(code or 0)
 

@@ -22,7 +22,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A setting, such as algo.beta=5; may come often. 'nasengine list' names all.",
+        help="A setting, such as data.train_size=500; may come often. 'nasengine list' names all.",
         metavar="NAME=VALUE",
     ),
 ]

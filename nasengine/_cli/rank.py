@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli.options import Config, Out, Seed, Set, assignments
+from nasengine._cli.options import Config, Seed, Set, assignments
 
 EPILOG = "Example: nasengine rank --space nasbench101 --labels labels.csv --top 20 --next 50"
 
@@ -57,6 +57,10 @@ _Next = Annotated[
     str | None,
     typer.Option("--next", help="Propose so many architectures to label next.", metavar="INTEGER", show_default=False),
 ]
+_OutOfRanking = Annotated[
+    Path | None,
+    typer.Option(help="Where to write.  [default: results/SPACE/rank]", metavar="DIR", show_default=False),
+]
 _NoEvaluate = Annotated[bool, typer.Option("--no-evaluate", help="Hold no labels out to judge the predictor.")]
 _DataOfLabels = Annotated[
     str | None,
@@ -81,7 +85,7 @@ def rank(
     seed: Seed = None,
     set_: Set = None,
     config: Config = None,
-    out: Out = None,
+    out: _OutOfRanking = None,
 ) -> None:
     """Rank a space by a predictor that is fitted to a few labels.
 

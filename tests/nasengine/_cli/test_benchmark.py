@@ -41,7 +41,7 @@ def test_convert_and_info(cli: Run, tmp_path: Path) -> None:
     assert code == 0 and err == "" and os.listdir() == ["table.parquet"]
     size, origin, architectures, count, validation, test = out.splitlines()
     assert re.fullmatch(r"table\.parquet: \d+\.\d kB", size)
-    assert origin.startswith("source: nasbench.tfrecord, ") and origin.endswith(" (no official file known here)")
+    assert origin.startswith("source: nasbench.tfrecord, ") and origin.endswith(" (not one of the official files)")
     assert SHA.search(origin) and architectures == "architectures: 6 of 423,624"
     assert count == "trainings: 36, 3 of an architecture and budget; 36 and 108 epochs"
     last = ROWS[-3:]

@@ -88,7 +88,8 @@ def test_ctrl_c_before_it_began(cli: Run, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(searching, "search", stop)
     code, out, err = cli("search")
     assert (code, out) == (130, "")
-    assert err == "nasengine: Stopped: give the same command again, with --resume if its directory is there.\n"
+    told = "give the same command again, with --resume if it has that and its directory is there."
+    assert err == f"nasengine: Stopped: {told}\n"
 
 
 def test_resume_goes_on(cli: Run, stopped: Path, ended: Path) -> None:
