@@ -130,6 +130,16 @@ def test_a_crash_loses_the_steps_since_the_last_label(step: int, whole: Path, sm
     assert_same(whole, out)
 
 
+def test_rows_of_others_are_not_written_over(small: str, tmp_path: Path) -> None:
+    collect("nasbench101", small, count=1, settings=COLLECT, out=tmp_path / "out")
+    file = tmp_path / "out" / "labels.csv"
+    mine = file.read_text() + "0" * 32 + ',0100,"input,output",0.9,1,1.0,10\n'
+    file.write_text(mine)
+    with pytest.raises(RunError, match=r"only labels of its collection.*row 2 is another's; move what you added"):
+        collect(count=2, out=tmp_path / "out", resume=True)
+    assert file.read_text() == mine
+
+
 def test_more_labels_are_those_of_one_go(whole: Path, small: str, tmp_path: Path) -> None:
     collect("nasbench101", small, count=1, settings=COLLECT, out=tmp_path / "out")
     assert rows(tmp_path / "out") == rows(whole)[:1]

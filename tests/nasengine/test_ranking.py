@@ -13,7 +13,7 @@ from scipy import stats
 import nasengine
 from nasengine.architecture import Architecture
 from nasengine.config import read_config
-from nasengine.errors import DataError, NasengineError, RunError, SettingError, UnknownNameError
+from nasengine.errors import DataError, NasengineError, RunError, SettingError, TooManyError, UnknownNameError
 from nasengine.predictor import PREDICTORS, load_predictor
 from nasengine.ranking import rank
 from nasengine.task import Shapes
@@ -115,7 +115,7 @@ class Many(Five):
     """Too many to be enumerated."""
 
     def everything(self, shapes: Shapes, progress: object = None) -> list[Architecture]:
-        raise SettingError("too many")
+        raise TooManyError("too many")
 
 
 def test_random_candidates_of_a_large_space(tmp_path: Path) -> None:

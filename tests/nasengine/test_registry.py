@@ -292,3 +292,7 @@ def test_predictors_are_found_as_all_plug_ins(package: Path, monkeypatch: pytest
     with pytest.raises(UnknownNameError, match=r"Unknown predictor 'on': did you mean 'one' \(known: one, stranger\)"):
         found["on"]
     assert PREDICTORS.group == "nasengine.predictors" and PREDICTORS.package == "predictors"
+
+
+def test_a_registry_is_a_collection_of_names() -> None:
+    assert list(SPACES) == SPACES.names() and len(SPACES) == len(SPACES.names()) and "darts" in SPACES

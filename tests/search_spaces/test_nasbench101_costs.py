@@ -108,13 +108,24 @@ def test_arrays_of_cells(small: Cells) -> None:
         assert np.array_equal(graphs.adjacency[row, :count, :count], cell.matrix)
         assert graphs.adjacency[row].sum() == sum(map(sum, cell.matrix))
     both: list[NDArray[np.int64]] = [*SPACE.costs(cells, CIFAR)]
-    assert graphs.numbers[7].tolist() == [np.float32(math.log(kind[7])) for kind in both]
+    assert graphs.numbers[7, :2].tolist() == [np.float32(math.log(kind[7])) for kind in both]
+
+
+def test_the_other_numbers_say_how_a_cell_is_spread() -> None:
+    matrix = [[0, 1, 1, 0, 1], [0, 0, 0, 1, 0], [0, 0, 0, 0, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+    cell = Cell(matrix, ["input", "maxpool3x3", "conv1x1-bn-relu", "conv3x3-bn-relu", "output"])
+    (numbers,) = SPACE.encode([SPACE.architecture(cell)], CIFAR).numbers  # all inner vertices have half the channels
+    shares = [0.5, 0.5, 0.5]
+    weights = [math.log((3 * 0.5) ** 2 + 0.02), math.log(0.5**2 + 0.02), math.log(0.5**2 + 0.02)]
+    projected = 0.5 + 0.5 + 1.0
+    expected = [*shares, *shares, *weights, projected - 1.0, 1.0, math.log(projected + 0.02), 1 / 2]
+    np.testing.assert_allclose(numbers[2:], expected, rtol=1e-6)
 
 
 def test_numbers_are_of_the_settings_and_shapes(small: Cells) -> None:
     cells, space = CellSequence(small)[100:110], NASBench101(channels=16)
-    wide, narrow = SPACE.encode(cells, CIFAR).numbers, space.encode(cells, CIFAR).numbers
-    large = space.encode(cells, Shapes((3, 64, 64), 10)).numbers
+    wide, narrow = (each.encode(cells, CIFAR).numbers[:, :2] for each in (SPACE, space))
+    large = space.encode(cells, Shapes((3, 64, 64), 10)).numbers[:, :2]
     assert (narrow < wide).all() and (narrow[:, 0] == large[:, 0]).all() and (narrow[:, 1] < large[:, 1]).all()
 
 
@@ -137,7 +148,7 @@ def test_isomorphic_cells_have_the_same_arrays_in_any_company(small: Cells) -> N
 
 def test_no_cells_have_arrays_of_the_same_form() -> None:
     graphs = SPACE.encode([], CIFAR)
-    assert (graphs.operations.shape, graphs.adjacency.shape, graphs.numbers.shape) == ((0, 7), (0, 7, 7), (0, 2))
+    assert (graphs.operations.shape, graphs.adjacency.shape, graphs.numbers.shape) == ((0, 7), (0, 7, 7), (0, 15))
 
 
 def test_what_has_no_arrays(small: Cells) -> None:

@@ -63,7 +63,9 @@ def test_what_is_told(cli: Run, command: tuple[str, ...]) -> None:
     assert [line[:14].strip() for line in lines[3:7]] == ["spearman", "pearson", "precision@k", "regret@k"]
     assert lines[7:9] == [result["advice"], "4 to label next, none of them labelled: next.csv"]
     assert re.fullmatch(r"seconds: \d+\.\d", lines[9]) and lines[10] == f"in {path}: run.json, {', '.join(FILES)}"
-    assert lines[11:] == [f"train the first: nasengine train --space {SPEC} --genotype '{top['architecture'][0]}'"]
+    assert lines[11:] == [
+        f"train the first: nasengine train --space {SPEC} --genotype '{top['architecture'][0]}' --data YOUR_DATA"
+    ]
     assert len(pd.read_csv(path / "next.csv")) == 4
 
 
@@ -71,8 +73,8 @@ def test_the_next_step_works(cli: Run, command: tuple[str, ...]) -> None:
     code, out, _ = cli(*command, "--no-evaluate", "--set", "space.width=4", "--out", "o")
     assert code == 0 and "not judged" in out and "evaluating" not in out
     step = shlex.split(out.splitlines()[-1].partition("nasengine ")[2])
-    assert step[-2:] == ["--set", "space.width=4"]
-    code, out, err = cli(*step, "--data", "sklearn:iris", "--epochs", "1", "--device", "cpu", "--out", "trained")
+    assert step[-4:] == ["--set", "space.width=4", "--data", "YOUR_DATA"]
+    code, out, err = cli(*step[:-1], "sklearn:iris", "--epochs", "1", "--device", "cpu", "--out", "trained")
     assert (code, err) == (0, "") and "parameters: 1" in out
     assert record(Path("trained"))["config"]["space"]["width"] == 4
 
