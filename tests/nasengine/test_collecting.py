@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -20,13 +20,11 @@ from torch import nn
 
 import nasengine
 from nasengine.architecture import Architecture, Choice
-from nasengine.collecting import CollectJob, chance, collect, draw, plan_collection, read_labels
+from nasengine.collecting import CollectJob, chance, collect, plan_collection, read_labels
 from nasengine.config import resolve_space, resolve_task
-from nasengine.encoding import Graphs, encode_choices
 from nasengine.errors import ArchitectureError, DataError, InterruptedRun, NasengineError, RunError, SettingError
 from nasengine.loop import Observer, seeded
 from nasengine.registry import SPACES
-from nasengine.seeding import generator
 from nasengine.task import Dataset, Shapes, Task
 from nasengine.training import TrainJob
 from search_spaces.nasbench101 import NASBench101
@@ -317,55 +315,6 @@ def test_a_huge_learning_rate(small: str, tmp_path: Path) -> None:
     settings = (*COLLECT, "collect.lr=1e38", "collect.clip=0")
     collect("nasbench101", small, count=2, settings=settings, out=tmp_path / "out")
     assert scores(tmp_path / "out") == [0.25, 0.25] and {row["epochs"] for row in rows(tmp_path / "out")} <= {"0", "1"}
-
-
-# Architectures
-
-
-def test_more_architectures_begin_with_the_same() -> None:
-    space, shapes = NASBench101(), Shapes((3, 8, 8), 10)
-    many = draw(space, shapes, 150, generator(3))
-    assert len({space.cell(architecture).module_hash for architecture in many}) == 150
-    assert draw(space, shapes, 7, generator(3)) == many[:7]
-
-
-@pytest.mark.parametrize("name", SPACES.names())
-def test_different_ones_are_kept_apart(name: str) -> None:
-    space, shapes = SPACES[name](**SMALL.get(name, {})), Shapes((3, 8, 8), 10)
-    rng, choices = generator(4), space.choices(shapes)
-    seen = dict.fromkeys(space.sample(choices, rng) for _ in range(100))
-    found = draw(space, shapes, 20, generator(4))
-    expected = list(seen)[:20]
-    assert found == expected or name == "nasbench201"  # of these some are the same cell
-    assert len(set(found)) == 20
-
-
-class _Blind(Dense):
-    """A space in which the last choice has no effect on the network, and on its arrays neither."""
-
-    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
-        return super().encode([a.replace("layer/1", "skip") for a in architectures], shapes)
-
-
-def test_equal_arrays_are_one_architecture() -> None:
-    shapes = Shapes((4,), 2)
-    assert len(draw(Dense(), shapes, 9, generator(0))) == 9
-    found = draw(_Blind(), shapes, 3, generator(0))
-    assert {a["layer/0"] for a in found} == {"linear", "relu", "skip"}
-    with pytest.raises(SettingError, match=r"^collect.count must .* 4 are asked for and .* came to 3; ask"):
-        draw(_Blind(), shapes, 4, generator(0))
-
-
-class _Gapped(Dense):
-    """A space whose first choice is always idle."""
-
-    def encode(self, architectures: Sequence[Architecture], shapes: Shapes) -> Graphs:
-        return encode_choices(self.choices(shapes), [{"layer/0"}] * len(architectures), architectures)
-
-
-def test_arrays_may_have_gaps() -> None:
-    found = draw(_Gapped(), Shapes((4,), 2), 3, generator(0))
-    assert {a["layer/1"] for a in found} == {"linear", "relu", "skip"}
 
 
 # Wrong inputs
