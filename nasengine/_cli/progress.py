@@ -26,10 +26,6 @@ if TYPE_CHECKING:
 _PARTS = ("train", "valid", "supernet", "derived", "test")  # begin the names of the columns with the measure
 _BENCHMARK = "benchmark_"
 _SHOWN, _PARAMETERS = 20, "parameters"
-_RANK_FILES = (
-    *("ranking.csv", "ranking.parquet", "next.csv", "curve.csv", "predictor.safetensors"),
-    *("ranking.svg", "ranking.png"),
-)
 _COUNTED = {
     "reading": "tables",
     "enumerating": "the space",
@@ -172,6 +168,8 @@ class StageProgress:
 
 def print_ranking(result: RankResult) -> None:
     """The best candidates, what was measured, where the files are, and what to do next."""
+    from nasengine.ranking import FILES
+
     shown, found = min(_SHOWN, len(result.texts)), result.record["result"]
     numbers = "parameters" in result.top
     typer.echo(f"\n{'rank':>4}  {'score':>10}   {'':9}{f'  {_PARAMETERS:>11}' if numbers else ''}  architecture")
@@ -186,7 +184,7 @@ def print_ranking(result: RankResult) -> None:
     _print_measures(found)
     if result.proposals is not None:
         typer.echo(f"{len(result.proposals)} to label next, none of them labelled: next.csv")
-    files = [name for name in _RANK_FILES if (result.path / name).exists()]
+    files = [name for name in FILES if (result.path / name).exists()]
     typer.echo(f"seconds: {found['seconds']:,.1f}\nin {result.path}: {', '.join(['run.json', *files])}")
     typer.echo(f"train the first: {_training(result)}")
 
