@@ -35,7 +35,7 @@ from nasengine.errors import DataError, RunError, SettingError
 from nasengine.evaluation import evaluating, score
 from nasengine.loop import Loop, Observer, not_finite, seed_all, seeded
 from nasengine.registry import SPACES
-from nasengine.run import Row, Run, read_record
+from nasengine.run_directory import Row, Run, read_record
 from nasengine.searching import TRAIN
 from nasengine.seeding import generator
 from nasengine.settings import plain

@@ -17,7 +17,7 @@ from nasengine.data.own import absolute
 from nasengine.data.sizes import adjusted
 from nasengine.errors import DeviceError, RunError, SettingError, UnknownNameError
 from nasengine.registry import ALGORITHMS, SPACES, Registry
-from nasengine.run import read_record, read_run_json
+from nasengine.run_directory import read_record, read_run_json
 from nasengine.settings import from_plain, override, plain, setting, validate
 from nasengine.space import Space
 from nasengine.task import Dataset, DataSettings, Task, load_task

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from nasengine.architecture import Architecture
 from nasengine.collecting import LABELS, NUMBERS
 from nasengine.errors import ArchitectureError, DataError
-from nasengine.run import RECORD, read_record
+from nasengine.run_directory import RECORD, read_record
 from nasengine.space import Space
 from nasengine.task import Shapes
 

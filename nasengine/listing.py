@@ -16,7 +16,7 @@ from nasengine.data import SCHEMES
 from nasengine.drawing import draw
 from nasengine.errors import ArchitectureError, NasengineError, RunError
 from nasengine.registry import ALGORITHMS, SPACES
-from nasengine.run import HISTORY, read_record, saving
+from nasengine.run_directory import HISTORY, read_record, saving
 from nasengine.settings import Setting, table
 from nasengine.space import Space
 from nasengine.task import DataSettings

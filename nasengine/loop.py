@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nasengine.errors import DivergedError, InterruptedRun, RunError
-from nasengine.run import Row, Run, saving
+from nasengine.run_directory import Row, Run, saving
 from nasengine.seeding import generator
 
 

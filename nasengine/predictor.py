@@ -22,7 +22,7 @@ from nasengine.encoding import Graphs, concatenate
 from nasengine.errors import ArchitectureError, DataError, NasengineError, RunError, SettingError
 from nasengine.quantiles import Quantiles
 from nasengine.registry import SPACES, Registry
-from nasengine.run import replace_file
+from nasengine.run_directory import replace_file
 from nasengine.settings import from_plain, given, plain, validate
 from nasengine.space import Space
 from nasengine.task import Shapes

@@ -22,7 +22,7 @@ from nasengine.heldout import Evaluation, Rows, curve_table, evaluate, fits
 from nasengine.labels import SCORE, UNCERTAINTY, read_architectures, read_scores
 from nasengine.predictor import Predictor, checked_scores
 from nasengine.rank_plan import RankPlan, plan_ranking
-from nasengine.run import Run, check_free
+from nasengine.run_directory import Run, check_free
 from nasengine.seeding import generator
 from nasengine.task import Shapes
 

@@ -36,7 +36,7 @@ from nasengine.evolution import Budget
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.registry import ALGORITHMS, SPACES
-from nasengine.run import CHECKPOINT, Row, Run, read_tensors
+from nasengine.run_directory import CHECKPOINT, Row, Run, read_tensors
 from nasengine.seeding import generator
 from nasengine.settings import plain
 from nasengine.space import Space

@@ -34,7 +34,7 @@ from nasengine.evaluation import evaluating, score
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
 from nasengine.registry import SPACES
-from nasengine.run import CHECKPOINT, Run, read_record
+from nasengine.run_directory import CHECKPOINT, Run, read_record
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.settings import plain
 from nasengine.space import Space

@@ -24,7 +24,7 @@ from nasengine.architecture import Architecture, Choice
 from nasengine.batches import evaluation_batches
 from nasengine.evaluation import evaluating, score
 from nasengine.evolution import EvolutionSettings
-from nasengine.run import read_record
+from nasengine.run_directory import read_record
 from nasengine.searching import open_search
 from nasengine.task import DataSettings, Task, load_task
 from search_spaces.ofa import OFA

@@ -24,7 +24,7 @@ import nasengine
 from nasengine.architecture import Architecture
 from nasengine.batches import Batches, evaluation_batches
 from nasengine.evaluation import evaluating, score
-from nasengine.run import read_record
+from nasengine.run_directory import read_record
 from nasengine.seeding import generator
 from nasengine.space import Benchmark
 from nasengine.task import DataSettings, Task, load_task

@@ -17,7 +17,7 @@ from nasengine.drawing import text
 from nasengine.listing import show
 from nasengine.loop import Job, Observer
 from nasengine.registry import SPACES
-from nasengine.run import Row, Run
+from nasengine.run_directory import Row, Run
 from nasengine.settings import plain
 
 if TYPE_CHECKING:

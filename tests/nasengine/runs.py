@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasengine.run import read_tensors
+from nasengine.run_directory import read_tensors
 
 TINY = ("space.channels=2", "space.layers=3", "space.nodes=1")
 # On the data of the fixture `small`, both take 4 steps in 2 epochs.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nasengine.errors import RunError
-from nasengine.run import Run, read_tensors
+from nasengine.run_directory import Run, read_tensors
 from tests.nasengine.runs import same
 
 CONFIG: dict[str, Any] = {"space": {}, "algo": {}, "data": {}, "search": {}}

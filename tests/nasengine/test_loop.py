@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nasengine.errors import DivergedError, InterruptedRun, RunError
 from nasengine.loop import Loop, Observer, seeded
-from nasengine.run import Row, Run
+from nasengine.run_directory import Row, Run
 from tests.nasengine.runs import contents, history, record, same, state
 
 CONFIG: dict[str, Any] = {"space": {}, "algo": {}, "data": {}, "search": {}}

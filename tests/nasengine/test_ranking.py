@@ -307,7 +307,7 @@ def test_interrupted_it_leaves_nothing(stage: str, at: int, tmp_path: Path) -> N
 
 
 def test_killed_it_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nasengine.run.Run.discard", lambda *anything, **more: None)
+    monkeypatch.setattr("nasengine.run_directory.Run.discard", lambda *anything, **more: None)
     with pytest.raises(MemoryError):
         ranked(table(20), tmp_path / "out", "rank.next=3", progress=_exhausted)
     monkeypatch.undo()

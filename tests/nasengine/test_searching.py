@@ -14,7 +14,7 @@ from nasengine.architecture import Architecture
 from nasengine.config import SearchSettings
 from nasengine.errors import DivergedError, RunError, SettingError, UnknownNameError
 from nasengine.loop import Observer
-from nasengine.run import Row
+from nasengine.run_directory import Row
 from nasengine.searching import SearchJob, plan_search
 from search_spaces.darts import DARTS
 from tests.nasengine.runs import SEARCH, assert_same_run, contents, history, record, same, state

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nasengine.errors import RunError
-from nasengine.run import Run, read_record, read_run_json
+from nasengine.run_directory import Run, read_record, read_run_json
 from tests.nasengine.runs import contents, record, same
 
 CONFIG = {"space": {"name": "darts", "sizes": (1, 2)}, "algo": {}, "data": {}, "search": {"epochs": 3, "seed": 0}}
@@ -212,7 +212,7 @@ def test_an_unfinished_search_keeps_its_limits(path: Path) -> None:
 
 
 def test_resume_sees_what_another_process_did_last(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import nasengine.run as module
+    import nasengine.run_directory as module
 
     lock = module._locked
 
