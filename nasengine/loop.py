@@ -83,7 +83,7 @@ class Loop:
         self.observer.started(self.run, job, self.step)
         self.run.update({"status": "running", "device": describe_device(job.device)})
         self._since = self._saved = time.perf_counter()
-        with _signals() as stop:
+        with signals() as stop:
             with _Curves(self.run, self.step) as curves:
                 while self.step < job.epochs * spe:
                     self._one_step()
@@ -105,7 +105,7 @@ class Loop:
         self.run.update({"status": "finished", "seconds": round(self.seconds, 1), "result": result})
         return result
 
-    def _finish(self, stop: _Stop) -> dict[str, Any]:
+    def _finish(self, stop: Stop) -> dict[str, Any]:
         """What the job ends with; nothing of it is saved before it is done, so that a signal stops it at once."""
         stop.at_once = True
         try:
@@ -119,7 +119,7 @@ class Loop:
         finally:
             stop.at_once = False
 
-    def _interrupted(self, stop: _Stop) -> InterruptedRun:
+    def _interrupted(self, stop: Stop) -> InterruptedRun:
         self.run.update({"status": "interrupted"})
         steps = self.job.epochs * self.job.steps_per_epoch
         return InterruptedRun(f"Stopped by {stop.name} after step {self.step} of {steps}, all is saved.")
@@ -264,7 +264,7 @@ def not_finite(state: Any, place: tuple[object, ...] = ()) -> set[tuple[object, 
 
 
 @dataclass
-class _Stop:
+class Stop:
     """The first SIGINT or SIGTERM that came, by name, and whether one ends what runs at once."""
 
     name: str = ""
@@ -272,9 +272,9 @@ class _Stop:
 
 
 @contextmanager
-def _signals() -> Iterator[_Stop]:
+def signals() -> Iterator[Stop]:
     """Notes the first SIGINT or SIGTERM; a second one stops at once. Main thread only."""
-    stop = _Stop()
+    stop = Stop()
 
     def catch(number: int, frame: FrameType | None) -> None:
         first = not stop.name

@@ -12,13 +12,10 @@ import hashlib
 import io
 import json
 import os
-import platform
-import subprocess
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from nasengine.errors import RunError
+from nasengine.provenance import commit, versions
 
 RECORD: Final = "run.json"
 CHECKPOINT: Final = "checkpoint.pt"
@@ -87,8 +85,8 @@ class Run:
                 "facts": dict(facts),
                 "started": datetime.now(UTC).isoformat(timespec="seconds"),
                 "seconds": 0.0,
-                "versions": _versions(),
-                "git": _git(),
+                "versions": versions(),
+                "git": commit(),
             }
             run = cls(path, record, lock)
             run.update()
@@ -338,6 +336,14 @@ def _begins_anew(path: Path, verb: str) -> bool:
     return bool(record["verb"] == verb and record["status"] == "running")
 
 
+def wait_until_free(path: Path, seconds: float = 30.0) -> None:
+    """Returns once no process holds a run directory, or when the time is over: a worker may outlive who began it."""
+    if not (path / _LOCK).exists():
+        return
+    with suppress(Timeout, OSError), FileLock(path / _LOCK).acquire(timeout=seconds):
+        pass
+
+
 def _locked(path: Path) -> FileLock:
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -371,28 +377,3 @@ def _differences(theirs: Any, ours: Any, where: str) -> list[tuple[str, Any, Any
         return [found for key in keys for found in _differences(theirs.get(key), ours.get(key), f"{where}.{key}")]
     same = theirs == json.loads(json.dumps(ours))  # JSON makes lists of tuples
     return [] if same else [(where.removeprefix("."), theirs, ours)]
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = version("nasengine")
-    except PackageNotFoundError:
-        own = "not installed"
-    return {"nasengine": own, "python": platform.python_version(), "torch": str(torch.__version__)}
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit of the checkout that this code runs from, and whether it was changed; None outside a checkout."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-            for arguments in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return {"commit": head.strip(), "dirty": bool(changes.strip())}
