@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import shutil
 import socket
 import tempfile
@@ -22,7 +21,7 @@ from urllib.parse import urlsplit
 
 from nasengine.errors import InterruptedRun, MissingExtraError, RunError
 from nasengine.loop import signals
-from nasengine.workers import LOCAL_THREADS, TRIES, Outcome, Progress, Work, attempt, killed, pickled, raise_from
+from nasengine.workers import LOCAL_THREADS, TRIES, Outcome, Progress, Work, attempt, killed, raise_from, read, written
 
 _ANSWER: Final = 10.0  # seconds that an address has to answer
 _POLL, _PATIENCE = 0.5, 60.0
@@ -45,10 +44,10 @@ def perform_on_ray(works: Sequence[Work], address: str, progress: Progress) -> N
     with signals() as stop, _marked(works) as mark:
         pending = {}
         for work in works:
-            here = replace(work, directory=work.directory.resolve())
+            text = written(work)
             cuda = str(work.arguments.get("device", "")).startswith("cuda")
             name = f"nasengine {work.directory.name}"
-            reference = task.options(num_gpus=int(cuda), name=name).remote(pickled(here), str(Path.cwd()), mark)
+            reference = task.options(num_gpus=int(cuda), name=name).remote(text, str(Path.cwd()), mark)
             pending[reference] = work
         try:
             while pending:
@@ -76,14 +75,14 @@ def _take(ray: Any, reference: Any, work: Work, progress: Progress) -> None:
     progress.end(work)
 
 
-def _remote(content: bytes, folder: str, mark: str) -> _Sent:
+def _remote(text: str, folder: str, mark: str) -> _Sent:
     """What a worker of the cluster does."""
     import torch
 
     torch.set_num_threads(LOCAL_THREADS)
     if os.path.isdir(folder):
         os.chdir(folder)  # names of files may be relative
-    work: Work = pickle.loads(content)
+    work = read(text)
     if (work.directory.parent / mark).exists():
         return _Sent(attempt(work), {})
     with tempfile.TemporaryDirectory() as alone:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import importlib
+import json
 import os
-import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Work:
     Attributes:
         directory: of the run.
         call: `module:function` of a verb, which takes the keywords `out`, `resume` and `observer`.
-        arguments: its other keywords, plain values or what pickle takes.
+        arguments: its other keywords: in other processes plain values, as JSON has them.
     """
 
     directory: Path
@@ -220,12 +221,13 @@ class _Crew:
     def _assign(self) -> None:
         idle = [connection for connection in self.members if connection not in self.busy]
         while self.waiting and len(self.busy) < self.count:
-            connection = idle.pop() if idle else self._hire()
             work = self.waiting.popleft()
+            message = written(work).encode()
+            connection = idle.pop() if idle else self._hire()
             self.busy[connection] = work
             self.progress.tell(work, "started" if not self.tries[work.directory] else "again")
             try:
-                connection.send_bytes(pickled(work))
+                connection.send_bytes(message)
             except (BrokenPipeError, ConnectionResetError):
                 continue  # it died; its end of the pipe says so as well
 
@@ -248,7 +250,7 @@ class _Crew:
         """Takes what a worker has to say; one that has died says nothing more."""
         work = self.busy.pop(connection)
         try:
-            outcome = Outcome(*pickle.loads(connection.recv_bytes()))
+            outcome = Outcome(*json.loads(connection.recv_bytes()))
         except (EOFError, ConnectionResetError):
             self.members.pop(connection).wait()
             connection.close()
@@ -285,15 +287,21 @@ class _Crew:
             connection.close()
 
 
-def pickled(work: Work) -> bytes:
-    """A work as what other processes read. Raises SettingError where they could not."""
+def written(work: Work) -> str:
+    """A work as a text for other processes. Raises SettingError where it is more than plain values."""
     try:
-        return pickle.dumps(work)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        return json.dumps([str(work.directory.resolve()), work.call, dict(work.arguments)])
+    except TypeError:
         raise SettingError(
-            "What other processes compute must be known to them by name, but this cannot be sent: "
-            f"{errors.reason(error)}; name space and data as file.py:NAME, or take one worker."
+            "Other processes must find space, data and the like by name, but they are given as objects of Python; put "
+            "them into a file and name them by file.py:NAME, or take one worker."
         ) from None
+
+
+def read(text: str) -> Work:
+    """What `written` wrote."""
+    directory, call, arguments = json.loads(text)
+    return Work(Path(directory), call, arguments)
 
 
 def _one_gpu(number: int) -> dict[str, str]:
@@ -316,26 +324,15 @@ def serve(descriptor: int) -> None:
             return
         outcome = _outcome(content)
         try:
-            connection.send_bytes(pickle.dumps(tuple(outcome)))
+            connection.send_bytes(json.dumps(outcome).encode())
         except (BrokenPipeError, ConnectionResetError):
             return
 
 
 def _outcome(content: bytes) -> Outcome:
-    import traceback
-
     try:
-        work = pickle.loads(content)
-    except Exception as error:  # unpickling imports a stranger's modules
-        return Outcome(
-            "refused",
-            "SettingError",
-            f"What a worker is given must be importable there, but is not: {errors.reason(error)}; name space and data "
-            "as file.py:NAME, or take one worker.",
-        )
-    try:
-        return attempt(work)
-    except Exception:
+        return attempt(read(content.decode()))
+    except Exception:  # whatever it is, the process that asked raises it
         return Outcome("crashed", said=traceback.format_exc())
 
 
