@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nasengine.architecture import Architecture
 from nasengine.batches import Batches, evaluation_batches
 from nasengine.config import SearchSettings
+from nasengine.cost import parameters
 from nasengine.evaluation import evaluating, recalibrate, score
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Augment, Batch, Task
@@ -43,9 +44,13 @@ class Judge:
 
     def subnet(self, supernet: Supernet, architecture: Architecture) -> float:
         """Of an architecture with the weights it has in a supernet."""
+        return self.measured(supernet, architecture)[0]
+
+    def measured(self, supernet: Supernet, architecture: Architecture) -> tuple[float, int]:
+        """The score of `subnet`, and how many parameters that network has."""
         network = self.extracted(supernet, architecture)
         with evaluating(network):
-            return score(network, self._held_out(), self.task.measure)
+            return score(network, self._held_out(), self.task.measure), parameters(network)
 
     def extracted(self, supernet: Supernet, architecture: Architecture) -> nn.Module:
         """The network of an architecture with inherited weights and statistics of its own."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasengine.architecture import Architecture
-from nasengine.collecting import LABELS, NUMBERS
 from nasengine.errors import ArchitectureError, DataError
+from nasengine.labelling import LABELS, NUMBERS
 from nasengine.run_directory import RECORD, read_record
 from nasengine.space import Space
 from nasengine.task import Shapes

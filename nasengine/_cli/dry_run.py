@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from functools import partial
 
 import torch
@@ -11,8 +12,9 @@ import typer
 from nasengine import cost
 from nasengine.algorithm import state_dict
 from nasengine.architecture import Architecture
-from nasengine.collecting import CollectJob, CollectPlan
+from nasengine.collecting import CollectPlan
 from nasengine.config import TrainSettings
+from nasengine.labelling import InheritJob
 from nasengine.searching import SearchJob, SearchPlan
 from nasengine.seeding import generator
 from nasengine.space import Space
@@ -50,7 +52,13 @@ def training_cost(plan: TrainPlan) -> None:
 
 def collecting_cost(plan: CollectPlan) -> None:
     """Prints the cost of all labels, by steps of the first few architectures."""
-    job, settings = CollectJob(plan.space, plan.task, plan.settings), plan.settings
+    job, settings = plan.job(), plan.settings
+    if isinstance(job, InheritJob):
+        start = time.perf_counter()
+        job.step(0)
+        seconds = (time.perf_counter() - start) * job.epochs
+        typer.echo(f"labels: {job.epochs} architectures with the weights of {plan.inherit}, about {seconds:,.0f} s")
+        return
     steps, seconds, memory = job.epochs * job.steps_per_epoch, 0.0, 0
     trainings = [job.begin(number, 0) for number in range(min(_ARCHITECTURES, job.epochs))]
     for training in trainings:

@@ -20,9 +20,10 @@ from torch import nn
 
 import nasengine
 from nasengine.architecture import Architecture, Choice
-from nasengine.collecting import CollectJob, chance, collect, plan_collection, read_labels
+from nasengine.collecting import collect, plan_collection, read_labels
 from nasengine.config import resolve_space, resolve_task
 from nasengine.errors import ArchitectureError, DataError, InterruptedRun, NasengineError, RunError, SettingError
+from nasengine.labelling import chance
 from nasengine.loop import Observer, seeded
 from nasengine.registry import SPACES
 from nasengine.task import Dataset, Shapes, Task
@@ -150,7 +151,7 @@ def test_more_labels_are_those_of_one_go(whole: Path, small: str, tmp_path: Path
 
 def test_a_label_depends_on_its_number_alone(whole: Path, small: str) -> None:
     plan = plan_collection("nasbench101", small, settings=(*COLLECT, "collect.count=3"))
-    job = CollectJob(plan.space, plan.task, plan.settings)
+    job = plan.job()
     torch.manual_seed(123)
     for step in range(16, 24):
         job.step(step)
@@ -168,7 +169,7 @@ def test_also_where_the_network_draws_random_numbers(tmp_path: Path) -> None:
     settings = ("collect.epochs=4", "collect.batch_size=5", "collect.lr=0.05", "collect.device=cpu")
     result = collect(_Random(), regression_dataset(), count=2, settings=settings, out=tmp_path / "out")
     plan = plan_collection(_Random(), regression_dataset(), settings=(*settings, "collect.count=2"))
-    job = CollectJob(plan.space, plan.task, plan.settings)
+    job = plan.job()
     torch.manual_seed(123)
     for step in range(16, 32):
         job.step(step)
@@ -177,7 +178,7 @@ def test_also_where_the_network_draws_random_numbers(tmp_path: Path) -> None:
 
 def test_a_label_is_the_mean_of_its_trainings(whole: Path, small: str) -> None:
     plan = plan_collection("nasbench101", small, settings=(*COLLECT, "collect.count=1"))
-    job = CollectJob(plan.space, plan.task, plan.settings)
+    job = plan.job()
     data, single, starts = plan.task.dataset, [], []
     for repeat in range(2):
         with seeded(0, 0):

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from nasengine.architecture import Architecture
-from nasengine.collecting import draw
 from nasengine.encoding import Graphs, encode_choices
 from nasengine.errors import SettingError
+from nasengine.labelling import draw
 from nasengine.registry import SPACES
 from nasengine.seeding import generator
 from nasengine.task import Shapes

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from nasengine._cli.collect import EPILOG
-from nasengine.collecting import CollectJob, read_labels
+from nasengine.collecting import read_labels
+from nasengine.labelling import CollectJob
 from nasengine.training import TrainJob
 from search_spaces.nasbench101 import NASBench101
 from tests.nasengine._cli.conftest import Run
