@@ -239,6 +239,7 @@ def collect(
             Loop(run, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         else:
             named = {} if task is None or isinstance(task, str) else {"task": task}
+            (observer or Observer()).started(run, job, len(job.known) * job.steps_per_epoch)
             _collect_by_parts(run, {"config": plan.config, **named}, job, workers, watch)
         return CollectResult(path, path / LABELS, run.record)
 

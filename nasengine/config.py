@@ -66,6 +66,12 @@ class TrainSettings:
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
     inherit: bool = setting(False, "start from the weights that the search left instead of new ones")
+    valid_portion: float = setting(
+        0.0,
+        "part of each class that is held out to choose by: its score counts, the test set is not touched",
+        low=0,
+        high=0.9,
+    )
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "momentum descent, or adam with decoupled weight decay")
     lr: float = setting(0.025, "learning rate at the start", above=0)
     schedule: Literal["cosine", "exponential"] = setting("cosine", "cosine to 0, or times decay every epoch")

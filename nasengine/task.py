@@ -294,6 +294,21 @@ class Task:
                 )
         return parts
 
+    def hold_out(self, portion: float) -> tuple[Tensor, Tensor]:
+        """Shuffled indices of the training set to train on and to choose between networks by: a part of each class.
+
+        The same ones whatever the seed, so that all trainings are compared on them. Raises DataError if either part is
+        empty.
+        """
+        data = self.dataset
+        train, valid = stratified_split(data.strata, 1 - portion, generator(0, 0, 1, _SPLIT))
+        if min(len(train), len(valid)) == 0:
+            raise DataError(
+                f"Both parts of the training set of {self.name} must have an example, but get {len(train)} and "
+                f"{len(valid)}; add examples or change train.valid_portion from {portion}."
+            )
+        return train, valid
+
     @cached_property
     def normalisation(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (1 where constant) of each channel, (C,) float32, over the training set.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +21,20 @@ from nasengine.config import (
     AnySpace,
     AnyTask,
     TrainSettings,
-    plain_plugin,
     read_config,
     resolve_device,
-    resolve_settings,
-    resolve_space,
-    resolve_task,
-    split_assignments,
 )
-from nasengine.errors import ArchitectureError, RunError, SettingError
+from nasengine.errors import RunError, SettingError
 from nasengine.evaluation import evaluating, score
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
-from nasengine.registry import SPACES
 from nasengine.run_directory import CHECKPOINT, Run, read_record
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
-from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.task import Augment, Task
+from nasengine.train_plan import TrainPlan, plan_training
 
-GROUPS = ("space", "data", "train")
+NETWORK: Final = "network.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,11 +44,14 @@ class TrainResult:
     Attributes:
         path: the run directory.
         test_score: the mean of the task's measure over the test set: for classes the accuracy, 0 to 1.
-        record: all of run.json; `record["result"]` has the score as test_<measure>, such as test_accuracy.
+        valid_score: the same over the part of the training set that was held out; of the two scores there is one.
+        record: all of run.json; `record["result"]` has the score as test_<measure> or valid_<measure>, such as
+            test_accuracy.
     """
 
     path: Path
-    test_score: float
+    test_score: float | None
+    valid_score: float | None
     record: dict[str, Any]
 
 
@@ -84,6 +81,9 @@ class TrainJob:
                 f"train.label_smoothing must be 0 unless the loss is the cross-entropy, which that of {task.name} is "
                 f"not, but got {settings.label_smoothing}; leave it out."
             )
+        self.held_out: Tensor | None = None
+        if indices is None and settings.valid_portion:
+            indices, self.held_out = task.hold_out(settings.valid_portion)
         self.batches = Batches(
             task,
             torch.arange(len(task.dataset.train_targets)) if indices is None else indices,
@@ -124,19 +124,34 @@ class TrainJob:
         return cosine(self.settings.lr, 0.0, step / (self.epochs * self.steps_per_epoch))
 
     def end_epoch(self, epoch: int) -> dict[str, float | int | str]:
-        return {"lr": self.rate(epoch * self.steps_per_epoch - 1)}
+        row: dict[str, float | int | str] = {"lr": self.rate(epoch * self.steps_per_epoch - 1)}
+        if self.held_out is not None:
+            row[f"valid_{self.task.measure.name}"] = self.valid_score()
+        return row
+
+    def valid_score(self) -> float:
+        """On the part of the training set that is held out."""
+        data = self.task.dataset
+        return self._score(data.train_inputs[self.held_out], data.train_targets[self.held_out])
+
+    def test_score(self) -> float:
+        """On the test set."""
+        return self._score(self.task.dataset.test_inputs, self.task.dataset.test_targets)
+
+    def _score(self, inputs: Tensor, targets: Tensor) -> float:
+        batches = evaluation_batches(self.task, inputs, targets, 2 * self.settings.batch_size, self.device)
+        with evaluating(self.network):
+            return score(self.network, batches, self.task.measure)
 
     def finish(self, run: Run) -> dict[str, Any]:
-        data = self.task.dataset
-        batches = evaluation_batches(
-            self.task, data.test_inputs, data.test_targets, 2 * self.settings.batch_size, self.device
-        )
-        with evaluating(self.network):
-            test = score(self.network, batches, self.task.measure)
-        run.write_bytes("network.safetensors", packed(self.network.state_dict()))
+        measure = self.task.measure.name
+        if self.held_out is None:
+            scores = {f"test_{measure}": self.test_score(), "test_size": len(self.task.dataset.test_targets)}
+        else:
+            scores = {f"valid_{measure}": self.valid_score(), "valid_size": len(self.held_out)}
+        run.write_bytes(NETWORK, packed(self.network.state_dict()))
         return {
-            f"test_{self.task.measure.name}": test,
-            "test_size": len(data.test_targets),
+            **scores,
             "parameters": cost.parameters(self.network),
             "multiply_adds": cost.multiply_adds(
                 lambda: self.space.build(self.architecture, self.task.shapes), self.task.shapes
@@ -169,56 +184,6 @@ def set_drop_path(network: torch.nn.Module, probability: float) -> None:
     for module in network.modules():
         if isinstance(module, DropPath):
             module.probability = probability
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """A training that is resolved but has not begun."""
-
-    space: Space
-    architecture: Architecture
-    task: Task
-    settings: TrainSettings
-    config: dict[str, Any]
-    default_out: Path
-
-
-def plan_training(
-    run: Path | str | None = None,
-    *,
-    genotype: str | None = None,
-    architecture: Architecture | Path | str | None = None,
-    space: AnySpace | None = None,
-    task: AnyTask | None = None,
-    settings: Sequence[str] = (),
-    config: Mapping[str, Any] | None = None,
-) -> TrainPlan:
-    """Resolves what is to be trained: the architecture of a search, of a text, or of a stored configuration."""
-    stored = dict(config or {})
-    given = sum(value is not None for value in (run, genotype, architecture))
-    if given > 1 or (given == 0 and "architecture" not in stored):
-        raise RunError(f"A training must have one of a run, a genotype and an architecture, but got {given} of them.")
-    found = _search_record(Path(run)) if run is not None else None
-    if found is not None:
-        stored.setdefault("data", found["config"]["data"])
-        shared = {name: value for name, value in found["config"]["search"].items() if name in ("seed", "device")}
-        stored.setdefault("train", shared)
-    changes = split_assignments(list(settings), GROUPS)
-    resolved = _final_space(space, stored, found, changes["space"])
-    chosen = _chosen(resolved, found, genotype, architecture, stored.get("architecture"))
-    numbers = resolve_settings(TrainSettings, stored.get("train", {}), changes["train"], "train")
-    resolve_device(numbers.device)
-    resolved_task, data = resolve_task(task, stored.get("data", {}), changes["data"])
-    resolved.check(resolved.choices(resolved_task.shapes), chosen)
-    final = {
-        "space": plain_plugin(SPACES, resolved),
-        "architecture": str(chosen),
-        "data": data,
-        "train": plain(numbers),
-    }
-    alone = Path("results") / resolved_task.name / resolved.name / "final" / f"seed-{numbers.seed}"
-    out = alone if run is None else Path(run) / "final"
-    return TrainPlan(resolved, chosen, resolved_task, numbers, final, out)
 
 
 def train(
@@ -262,7 +227,33 @@ def train(
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
         result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
-        return TrainResult(path, float(result[f"test_{plan.task.measure.name}"]), directory.record)
+        test, valid = (result.get(f"{part}_{plan.task.measure.name}") for part in ("test", "valid"))
+        return TrainResult(path, test, valid, directory.record)
+
+
+def open_training(path: Path | str, task: AnyTask | None = None) -> TrainJob:
+    """A finished training, with the network that it left.
+
+    Args:
+        path: its run directory.
+        task: its data again, where they were a Task.
+
+    Raises:
+        RunError: there is none that is finished, or its network is damaged.
+    """
+    path = Path(path)
+    plan = plan_training(task=task, config=read_config(path, "train"))
+    if read_record(path)["status"] != "finished":
+        raise RunError(f"A training must be finished to be opened, but the one in {path} is not; go on with --resume.")
+    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings)
+    try:
+        job.network.load_state_dict(load_file(path / NETWORK, device=str(job.device)))
+    except (OSError, SafetensorError, RuntimeError):
+        raise RunError(
+            f"A finished training must have its weights in {path / NETWORK}, but they are missing or damaged; train "
+            "again."
+        ) from None
+    return job
 
 
 def _inherited(plan: TrainPlan, run: Path | str | None) -> dict[str, Tensor]:
@@ -287,62 +278,3 @@ def _inherited(plan: TrainPlan, run: Path | str | None) -> dict[str, Tensor]:
             "one; leave out --inherit or the settings of the space."
         )
     return weights
-
-
-def _search_record(path: Path) -> dict[str, Any]:
-    """The record of a finished search."""
-    record = read_record(path)
-    if record["verb"] != "search":
-        raise RunError(f"A training needs the run of a search, but {path} holds one of 'nasengine {record['verb']}'.")
-    if record["status"] != "finished":
-        advice = "search anew" if record["status"] == "diverged" else "go on with it by 'nasengine search --resume'"
-        state = "diverged" if record["status"] == "diverged" else "not finished"
-        raise RunError(f"A training needs a finished search, but the one in {path} is {state}; {advice}.")
-    return record
-
-
-def _final_space(
-    space: AnySpace | None,
-    stored: Mapping[str, Any],
-    found: Mapping[str, Any] | None,
-    changes: Mapping[str, str],
-) -> Space:
-    if isinstance(space, Space):
-        base = space
-    elif space is None and "space" in stored:
-        base = resolve_space(None, stored["space"], {})
-    else:
-        base = resolve_space(space, found["config"]["space"] if found else {"name": "darts"}, {}).final()
-    return resolve_space(base, {}, changes)
-
-
-def _chosen(
-    space: Space,
-    found: Mapping[str, Any] | None,
-    genotype: str | None,
-    architecture: Architecture | Path | str | None,
-    stored: str | None,
-) -> Architecture:
-    if genotype is not None:
-        return space.read(genotype)
-    if isinstance(architecture, Architecture):
-        return architecture
-    if architecture is not None:
-        return _read_architecture(space, architecture)
-    if found is None:
-        return Architecture.parse(str(stored))
-    return Architecture.parse(str(found.get("result", {}).get("architecture", "")))
-
-
-def _read_architecture(space: Space, source: Path | str) -> Architecture:
-    """An architecture or genotype from a text, or from the file that a path names."""
-    text = str(source)
-    if isinstance(source, Path) or "=" not in text:
-        try:
-            text = Path(source).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not a text"
-            raise ArchitectureError(
-                f"An architecture must be a readable file, but {source} is not: {reason}."
-            ) from None
-    return space.read(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,7 @@ from nasengine._cli.options import (
     Seed,
     Set,
     TrainPortion,
+    Workers,
     assignments,
 )
 
@@ -37,6 +39,22 @@ def collect(
         str | None,
         typer.Option(help="How many architectures.  [default: 100]", metavar="INTEGER", show_default=False),
     ] = None,
+    architectures: Annotated[
+        Path | None,
+        typer.Option(
+            help="Label these: CSV or parquet, such as the next.csv of a ranking.  [default: random ones]",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    inherit: Annotated[
+        Path | None,
+        typer.Option(
+            help="Train nothing: judge with the weights that architectures share in this search.",
+            metavar="RUN",
+            show_default=False,
+        ),
+    ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     train_portion: TrainPortion = None,
@@ -46,9 +64,10 @@ def collect(
     config: Config = None,
     out: Out = None,
     resume: Resume = False,
+    workers: Workers = "1",
     dry_run: DryRun = False,
 ) -> None:
-    """Train random architectures, to fit predictors to their scores.
+    """Train random architectures, or given ones, to fit predictors to their scores.
 
     Each is trained from scratch on a part of the training data and judged on the rest of it: the labels are validation
     scores, and the test set is not touched. A label is a row of labels.csv once it is whole; a training that diverged
@@ -57,6 +76,7 @@ def collect(
     """
     from nasengine import collecting
     from nasengine._cli.progress import LabelProgress, print_labels
+    from nasengine._cli.work_progress import WorkProgress
     from nasengine.config import read_config
     from nasengine.errors import InterruptedRun
 
@@ -73,15 +93,31 @@ def collect(
     if dry_run:
         from nasengine._cli.dry_run import collecting_cost
 
-        collecting_cost(collecting.plan_collection(space, data, settings=settings, config=stored))
+        collecting_cost(
+            collecting.plan_collection(
+                space, data, architectures=architectures, inherit=inherit, settings=settings, config=stored
+            )
+        )
         return
-    progress = LabelProgress()
+    progress, works = LabelProgress(), WorkProgress("label")
     try:
         with progress:
             result = collecting.collect(
-                space, data, settings=settings, config=stored, out=out, resume=resume, observer=progress
+                space,
+                data,
+                architectures=architectures,
+                inherit=inherit,
+                settings=settings,
+                config=stored,
+                out=out,
+                resume=resume,
+                workers=workers,
+                observer=progress,
+                watch=works,
             )
     except InterruptedRun as error:
         again = f"nasengine collect --out {shlex.quote(str(progress.path))} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
+    finally:
+        works.stop()
     print_labels(result.path, result.record)

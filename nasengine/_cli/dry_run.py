@@ -19,7 +19,8 @@ from nasengine.searching import SearchJob, SearchPlan
 from nasengine.seeding import generator
 from nasengine.space import Space
 from nasengine.task import Task
-from nasengine.training import TrainJob, TrainPlan
+from nasengine.train_plan import TrainPlan
+from nasengine.training import TrainJob
 
 _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 

@@ -63,6 +63,12 @@ MaxFlops = Annotated[
     str | None,
     typer.Option(help="Most multiply-adds of the network to train.", metavar="INTEGER", show_default=False),
 ]
+Workers = Annotated[
+    str,
+    typer.Option(
+        help="How many at a time: a number of processes, ray, or ray://HOST:PORT for a Ray cluster.", metavar="WORKERS"
+    ),
+]
 Seed = Annotated[
     str | None, typer.Option(help="Of all random numbers.  [default: 0]", metavar="INTEGER", show_default=False)
 ]

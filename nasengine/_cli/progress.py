@@ -80,13 +80,13 @@ class Progress(Observer):
             self._task,
             completed=step,
             status=status,
-            left=_duration(self._left()),
+            left=duration(self._left()),
             description=f"epoch {(step - 1) // self._per_epoch + 1}",
         )
 
     def epoch_ended(self, epoch: int, row: Row) -> None:
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float))}
-        pace = f"{self._pace:.2f} s/step  left {_duration(self._left())}"
+        pace = f"{self._pace:.2f} s/step  left {duration(self._left())}"
         self._print(f"epoch {epoch}/{self._steps // self._per_epoch}  {_words(numbers)}  {pace}")
 
     def note(self, text: str) -> None:
@@ -117,11 +117,11 @@ class LabelProgress(Progress):
         self._done, self._taken = step, self._taken + seconds_per_step
         self._measure = _measure(means)
         number = (step - 1) // self._per_epoch + 1
-        self._bar.update(self._task, completed=step, description=f"label {number}", left=_duration(self._left()))
+        self._bar.update(self._task, completed=step, description=f"label {number}", left=duration(self._left()))
 
     def epoch_ended(self, epoch: int, row: Row) -> None:
         value = _form(self._measure, digits=2).format(row["score"])
-        numbers = f"score {value}  {float(row['label_seconds']):.1f} s  left {_duration(self._left())}"
+        numbers = f"score {value}  {float(row['label_seconds']):.1f} s  left {duration(self._left())}"
         self._print(f"label {epoch}/{self._steps // self._per_epoch}  {numbers}  {row['genotype']}")
 
     def _left(self) -> float:
@@ -160,7 +160,7 @@ class StageProgress:
             self._stage, self._since = stage, now
             self._bar.reset(self._task, description=stage, total=total)
         taken = now - self._since
-        left = _duration(taken / done * (total - done)) if done else "?"
+        left = duration(taken / done * (total - done)) if done else "?"
         self._bar.update(self._task, completed=done, total=total, left=left)
         if done == total:
             self._console.print(f"{stage} {_COUNTED[stage].format(total)}: {taken:.1f} s", markup=False)
@@ -242,6 +242,7 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
     lines = {
         f"supernet_{measure}": f"validation {word} of the supernet: {form}",
         f"derived_{measure}": f"validation {word} of the cell with inherited weights: {form}",
+        f"valid_{measure}": f"validation {word}, on what was held out: {form}",
         f"test_{measure}": f"test {word}: {form}",
         "parameters": "parameters: {:,}",
         "multiply_adds": "multiply-adds: {:,}",
@@ -288,7 +289,8 @@ def _form(measure: str, digits: int) -> str:
     return f"{{:.{digits}%}}" if measure.endswith("accuracy") else "{:.4g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds in words."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -56,6 +56,7 @@ def train(
     from nasengine._cli.progress import Progress, print_result
     from nasengine.config import read_config
     from nasengine.errors import InterruptedRun
+    from nasengine.train_plan import plan_training
 
     flags = {"train.epochs": epochs, "train.batch_size": batch_size, "train.seed": seed, "train.device": device}
     settings = [*assignments(set_, flags), *(["train.inherit=true"] if inherit else [])]
@@ -64,7 +65,7 @@ def train(
         from nasengine._cli.dry_run import training_cost
 
         training_cost(
-            training.plan_training(
+            plan_training(
                 run,
                 genotype=genotype,
                 architecture=architecture,

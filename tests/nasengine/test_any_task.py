@@ -17,7 +17,7 @@ from nasengine.loop import Observer
 from nasengine.measure import Measure
 from nasengine.supernet import MixedOp
 from nasengine.task import Shapes, Task, load_task
-from nasengine.training import plan_training
+from nasengine.train_plan import plan_training
 from tests.nasengine.dense import Dense
 from tests.nasengine.runs import assert_same_run, history, record
 from tests.nasengine.tasks import regression_dataset, token_dataset

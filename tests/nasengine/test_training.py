@@ -16,7 +16,8 @@ from nasengine.evaluation import evaluating, score
 from nasengine.loop import Observer
 from nasengine.operations import DropPath
 from nasengine.task import DataSettings, load_task
-from nasengine.training import TrainJob, plan_training
+from nasengine.train_plan import plan_training
+from nasengine.training import TrainJob
 from search_spaces.darts import DARTS
 from tests.nasengine.runs import GENOTYPE, TRAIN, assert_same_run, contents, history, record, state
 

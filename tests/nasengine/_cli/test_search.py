@@ -135,6 +135,6 @@ def test_the_example_of_the_start_works(cli: Run, small: str) -> None:
 def test_time_that_is_left(seconds: float, words: str) -> None:
     progress = Progress()
     progress._steps, progress._done, progress._pace = 1, 0, seconds
-    from nasengine._cli.progress import _duration
+    from nasengine._cli.progress import duration
 
-    assert _duration(progress._left()) == words
+    assert duration(progress._left()) == words
