@@ -1,6 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `show`, `list`. The names are
+Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`,
+`show`, `list`. The names are
 loaded on use, so that importing the package stays light.
 """
 
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
     from nasengine.listing import show as show
     from nasengine.loop import Observer as Observer
     from nasengine.measure import Measure as Measure
+    from nasengine.pipeline import run as run
     from nasengine.predictor import PREDICTORS as PREDICTORS
     from nasengine.predictor import Predictor as Predictor
     from nasengine.predictor import load_predictor as load_predictor
+    from nasengine.proposing import propose as propose
     from nasengine.ranking import rank as rank
     from nasengine.registry import ALGORITHMS as ALGORITHMS
     from nasengine.registry import SPACES as SPACES
@@ -96,7 +99,9 @@ _HOME = {
     "list": "listing",
     "load_predictor": "predictor",
     "load_task": "task",
+    "propose": "proposing",
     "rank": "ranking",
+    "run": "pipeline",
     "search": "searching",
     "show": "listing",
     "train": "training",

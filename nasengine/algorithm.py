@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nasengine.architecture import Architecture
 from nasengine.errors import SettingError
 from nasengine.evolution import Budget
+from nasengine.proposals import Candidate, around
 from nasengine.settings import setting, validate
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Batch
@@ -72,6 +73,16 @@ class Algorithm(abc.ABC, Generic[State]):
         Raises:
             LimitError: no architecture keeps the limits of the budget.
         """
+
+    def propose(self, state: State, count: int, budget: Budget) -> list[Candidate]:
+        """Up to `count` different candidates of the search's own distribution, the derived one first.
+
+        Raises:
+            LimitError: no architecture keeps the limits of the budget.
+        """
+        supernet = self.supernet(state)
+        derived = self.derive(state, budget)
+        return around(supernet.space, supernet.choices, derived, self.mixture(state), count, budget)
 
     def indicators(self, state: State) -> dict[str, float]:
         """Numbers of a state that are worth watching during a search."""

@@ -130,6 +130,18 @@ class CollectSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProposeSettings:
+    """How many candidates are taken from a search."""
+
+    count: int = setting(
+        64, "candidates of the search: what it derives, samples of its distribution, neighbours", low=1
+    )
+
+    def __post_init__(self) -> None:
+        validate(self, "propose")
+
+
+@dataclass(frozen=True, kw_only=True)
 class RankSettings:
     """What is ranked, how the predictor is judged, and what is written."""
 
@@ -143,6 +155,22 @@ class RankSettings:
 
     def __post_init__(self) -> None:
         validate(self, "rank")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a pipeline goes from candidates to one network."""
+
+    labels: int = setting(24, "candidates that are scored, for the predictor to be fitted to", low=2)
+    score: Literal["inherited", "training"] = setting(
+        "inherited", "scored by the weights they share in the supernet, or by a short training of the group collect"
+    )
+    train: int = setting(4, "best candidates that are trained to the end", low=1)
+    seeds: int = setting(1, "final trainings of each, from other weights", low=1)
+    export: str = setting("pt2,py,safetensors", "formats in which the winner is written, or none")
+
+    def __post_init__(self) -> None:
+        validate(self, "run")
 
 
 def read_config(path: Path, verb: str) -> dict[str, Any]:

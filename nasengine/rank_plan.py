@@ -81,7 +81,7 @@ def plan_ranking(
         )
     resolved = resolve_space(space, of_space or {}, given["space"])
     shapes, data = _shapes(task, stored, source.record, given["data"])
-    model = _predictor(predictor, stored.get("predictor", {}), given["predictor"], resolved, shapes)
+    model = resolve_predictor(predictor, stored.get("predictor", {}), given["predictor"], resolved, shapes)
     others = None if candidates is None else read_source(candidates, "candidates")
     final = {"space": plain_plugin(SPACES, resolved), "predictor": plain_plugin(PREDICTORS, model)}
     final |= {"rank": plain(numbers), "shapes": plain(shapes), **({"data": data} if data else {})}
@@ -108,14 +108,14 @@ def _shapes(
     return resolved.shapes, values
 
 
-def _predictor(
+def resolve_predictor(
     predictor: str | type[Predictor] | Predictor | None,
     stored: Mapping[str, Any],
     changes: Mapping[str, str],
     space: Space,
     shapes: Shapes,
 ) -> Predictor:
-    """`resolve_plugin` for predictors, which also have a space and shapes that are no settings."""
+    """`config.resolve_plugin` for predictors, which also have a space and shapes that are no settings."""
     stored = dict(stored)
     name = str(stored.pop("name", DEFAULT))
     kind: type[Predictor]

@@ -45,9 +45,10 @@ def perform_on_ray(works: Sequence[Work], address: str, progress: Progress) -> N
         pending = {}
         for work in works:
             text = written(work)
-            cuda = str(work.arguments.get("device", "")).startswith("cuda")
             name = f"nasengine {work.directory.name}"
-            reference = task.options(num_gpus=int(cuda), name=name).remote(text, str(Path.cwd()), mark)
+            reference = task.options(num_gpus=int(work.device.startswith("cuda")), name=name).remote(
+                text, str(Path.cwd()), mark
+            )
             pending[reference] = work
         try:
             while pending:

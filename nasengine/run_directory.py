@@ -44,8 +44,10 @@ _PARTS: Final = {
     "train": ("space", "data", "train"),
     "collect": ("space", "data", "collect"),
     "rank": ("space", "predictor", "rank"),
+    "propose": ("propose",),
+    "run": ("space", "algo", "data", "search", "propose", "collect", "predictor", "rank", "train", "run"),
 }  # of a configuration
-_WHOLE: Final = {"rank"}  # verbs that begin anew where they were stopped
+_WHOLE: Final = {"rank", "propose"}  # verbs that begin anew where they were stopped
 
 Row = Mapping[str, float | int | str]
 
@@ -67,7 +69,7 @@ class Run:
 
         Args:
             path: the directory.
-            verb: "search", "train", "collect" or "rank".
+            verb: of the command line.
             config: the resolved configuration, plain values.
             facts: further entries of run.json that must be the same when the run goes on (what the data are).
         """

@@ -35,6 +35,7 @@ from nasengine.errors import LimitError, RunError
 from nasengine.evolution import Budget
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
+from nasengine.proposals import Candidate
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.run_directory import CHECKPOINT, Row, Run, read_tensors
 from nasengine.seeding import generator
@@ -164,10 +165,14 @@ class SearchJob:
             "genotype": text,
             f"supernet_{self.task.measure.name}": supernet,
             f"derived_{self.task.measure.name}": derived,
-            **self._cost(architecture),
+            **self.cost(architecture),
             "trained_with": self.space.final_changes(),
             **self._known(architecture),
         }
+
+    def propose(self, count: int) -> list[Candidate]:
+        """Different candidates of the search, the derived one first, within its limits."""
+        return self.algorithm.propose(self.state, count, self._budget(self.algorithm.supernet(self.state)))
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -199,7 +204,7 @@ class SearchJob:
         assert self.costs is not None
         return self.settings.cost_weight * self.limits.excess(self.costs.expected(mixture))
 
-    def _cost(self, architecture: Architecture) -> dict[str, int]:
+    def cost(self, architecture: Architecture) -> dict[str, int]:
         """Parameters and multiply-adds of the derived network in its final form."""
         final, shapes = self.space.final(), self.task.shapes
         with torch.device("meta"):

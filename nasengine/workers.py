@@ -46,11 +46,13 @@ class Work:
         directory: of the run.
         call: `module:function` of a verb, which takes the keywords `out`, `resume` and `observer`.
         arguments: its other keywords: in other processes plain values, as JSON has them.
+        device: of the run; one on "cuda" takes a GPU of a cluster for itself.
     """
 
     directory: Path
     call: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 Event = Literal["stood", "started", "finished", "diverged", "again"]
@@ -290,7 +292,7 @@ class _Crew:
 def written(work: Work) -> str:
     """A work as a text for other processes. Raises SettingError where it is more than plain values."""
     try:
-        return json.dumps([str(work.directory.resolve()), work.call, dict(work.arguments)])
+        return json.dumps([str(work.directory.resolve()), work.call, dict(work.arguments), work.device])
     except TypeError:
         raise SettingError(
             "Other processes must find space, data and the like by name, but they are given as objects of Python; put "
@@ -300,8 +302,8 @@ def written(work: Work) -> str:
 
 def read(text: str) -> Work:
     """What `written` wrote."""
-    directory, call, arguments = json.loads(text)
-    return Work(Path(directory), call, arguments)
+    directory, call, arguments, device = json.loads(text)
+    return Work(Path(directory), call, arguments, device)
 
 
 def _one_gpu(number: int) -> dict[str, str]:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, propose, rank, search, show, train
 from nasengine._cli import list as list_
+from nasengine._cli import run as run_
 
 _STOPPED = 130  # what Typer makes of Ctrl-C
 
@@ -24,8 +25,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("run", epilog=run_.EPILOG)(run_.run)
 app.command("search", epilog=search.EPILOG)(search.search)
 app.command("train", epilog=train.EPILOG)(train.train)
+app.command("propose", epilog=propose.EPILOG)(propose.propose)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("show", epilog=show.EPILOG)(show.show)

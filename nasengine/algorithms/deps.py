@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,6 +15,7 @@ from nasengine.algorithm import Algorithm, StepInfo, WeightSettings, optimise
 from nasengine.architecture import Architecture
 from nasengine.evolution import Budget, EvolutionSettings, Scored, evolve
 from nasengine.layers import put
+from nasengine.proposals import Candidate, around, best_of
 from nasengine.settings import group, setting, validate
 from nasengine.shrinking import Stage, stage_at
 from nasengine.supernet import Mixture, Supernet
@@ -152,19 +154,28 @@ class DepS(Algorithm[DepSState]):
         space, choices = state.full.space, state.full.choices
         if budget is None or budget.judge is None:
             return space.smallest(choices) if budget is None else budget.candidates(space, choices).start
+        return self._evolved(state, budget, budget.judge)[0].architecture
+
+    def propose(self, state: DepSState, count: int, budget: Budget) -> list[Candidate]:
+        """The front of the evolution, and the best of what it measured besides."""
+        if budget.judge is None:
+            return super().propose(state, count, budget)
+        found = best_of(self._evolved(state, budget, budget.judge), count, budget)
+        if len(found) == count:
+            return found
+        known = {candidate.architecture for candidate in found}
+        more = around(state.full.space, state.full.choices, found[0].architecture, self.mixture(state), count, budget)
+        return [*found, *(candidate for candidate in more if candidate.architecture not in known)][:count]
+
+    def _evolved(self, state: DepSState, budget: Budget, judge: Callable[[Architecture], float]) -> list[Scored]:
+        """What the evolution measures, best first."""
 
         def watch(generation: int, best: Scored) -> None:
             budget.watch(f"generation {generation} of {self.evolution.generations}: best {best.score:.4f}")
 
-        found = evolve(
-            budget.candidates(space, choices),
-            budget.judge,
-            self.evolution,
-            budget.rng,
-            [space.largest(choices)],
-            watch,
-        )
-        return found[0].architecture
+        space, choices = state.full.space, state.full.choices
+        candidates = budget.candidates(space, choices)
+        return evolve(candidates, judge, self.evolution, budget.rng, [space.largest(choices)], watch)
 
     def indicators(self, state: DepSState) -> dict[str, float]:
         return {"epsilon": self.epsilon(max(0, state.step - 1), state.steps)}

@@ -1,0 +1,328 @@
+"""The `run` verb: from a question to a trained, tested, exported network, with a predictor that saves trainings."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, get_args
+
+import torch
+
+from nasengine.algorithm import Algorithm
+from nasengine.candidates import TABLE, candidate_table, chosen_rows, worth
+from nasengine.collecting import collect
+from nasengine.config import AnySpace, AnyTask, read_config
+from nasengine.errors import DivergedError, InterruptedRun
+from nasengine.finals import FOLDER, Trained, final_works, train_finals, winner
+from nasengine.loop import Observer
+from nasengine.predictor import Predictor
+from nasengine.proposals import Origin
+from nasengine.proposing import ORIGIN, propose
+from nasengine.ranking import RANKING as RANKED
+from nasengine.ranking import rank
+from nasengine.run_directory import RECORD, Run, read_record
+from nasengine.run_plan import RunPlan, plan_run
+from nasengine.searching import search
+from nasengine.seeding import generator
+from nasengine.task import Task
+from nasengine.training import open_training
+from nasengine.workers import checked_workers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEARCH, PROPOSED, SCORES, RANKING, EXPORT = "search", "candidates", "scores", "ranking", "export"
+_LABELLED: Final = 12  # a stream of random numbers, beside those of the stages
+
+
+class RunObserver:
+    """Sees a pipeline; the command line shows it. This one is silent.
+
+    Attributes:
+        search, labels: see these stages as observers of their verbs.
+        works: is told of labels and final trainings that have ended.
+        ranking: sees the stages of the ranking.
+    """
+
+    search: Observer = Observer()
+    labels: Observer = Observer()
+
+    def began(self, stage: str, path: Path) -> None:
+        """A stage begins, or goes on."""
+
+    def stood(self, stage: str) -> None:
+        """The result of a stage was there already."""
+
+    def ended(self, stage: str, seconds: float, said: str) -> None:
+        """A stage has ended, and what came of it in a few words."""
+
+    def works(self, *event: Any) -> None:
+        """See `nasengine.workers.Watch`."""
+
+    def ranking(self, stage: str, done: int, total: int) -> None:
+        """See `nasengine.ranking.Progress`."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished pipeline gave.
+
+    Attributes:
+        path: the run directory.
+        winner: the directory of the training that won, by validation.
+        test_score: of its network, on the test set, by the task's measure.
+        record: all of run.json.
+    """
+
+    path: Path
+    winner: Path
+    test_score: float
+    record: dict[str, Any]
+
+
+def run(
+    space: AnySpace | None = None,
+    algorithm: str | type[Algorithm[Any]] | Algorithm[Any] | None = None,
+    task: AnyTask | None = None,
+    *,
+    predictor: str | type[Predictor] | Predictor | None = None,
+    settings: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    workers: int | str = 1,
+    observer: RunObserver | None = None,
+) -> RunResult:
+    """Searches, proposes candidates, labels a part, ranks all, trains the best, tests one, exports it and reports.
+
+    Every stage writes into a directory of its own below `out`, in the form of its verb, and is left alone where its
+    result stands. The winner is the candidate whose final trainings have the best mean score on what they held out
+    (train.valid_portion), and of its trainings the best one; its network alone meets the test set, once.
+
+    Args:
+        space: a name, class or instance; "darts" unless `config` has another.
+        algorithm: a name, class or instance; "rarts" unless `config` has another.
+        task: a data spec, a Dataset or a Task; "digits" unless `config` has another.
+        predictor: a name, class or instance; "gaussian-process" unless `config` has another.
+        settings: texts such as "search.epochs=8", "propose.count=64", "run.labels=24", "run.train=4" and
+            "train.epochs=30"; "space.channels=8" is of the search and "final.channels=16" of the final training. Seeds
+            and devices of all stages are those of the search unless they are given.
+        config: plain values as `record["config"]` of an earlier run has them.
+        out: the run directory; results/<task>/<space>/<algo>/run-seed-<n> by default.
+        resume: go on with the run in `out`.
+        workers: how many labels and final trainings are made at a time; see `nasengine.workers.perform`.
+        observer: sees the run.
+
+    Raises:
+        NasengineError: see nasengine.errors; InterruptedRun after SIGINT or SIGTERM.
+    """
+    checked_workers(workers)
+    if resume and out is not None:
+        config = {**read_config(Path(out), "run"), **(config or {})}
+    plan = plan_run(space=space, algorithm=algorithm, task=task, predictor=predictor, settings=settings, config=config)
+    path = Path(out) if out is not None else plan.default_out
+    facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
+    begin = Run.resume if resume else Run.start
+    with begin(path, "run", plan.config, facts) as directory:
+        directory.update({"status": "running"})
+        named = None if task is None or isinstance(task, str) else plan.task
+        stages = _Stages(directory, plan, named, workers, observer or RunObserver())
+        try:
+            result = stages.result()
+        except (InterruptedRun, KeyboardInterrupt) as error:
+            directory.update({"status": "interrupted"})
+            said = str(error).partition(",")[0] if isinstance(error, InterruptedRun) else "Stopped"
+            raise InterruptedRun(f"{said}, all is saved.") from None
+        except DivergedError:
+            directory.update({"status": "diverged"})
+            raise
+        directory.update({"status": "finished", "result": result})
+        test = float(result[f"test_{plan.task.measure.name}"])
+        return RunResult(path, path / str(result["winner"]), test, directory.record)
+
+
+class _Stages:
+    """A pipeline under way. What each stage took and came to is kept in run.json."""
+
+    def __init__(self, run: Run, plan: RunPlan, task: Task | None, workers: int | str, observer: RunObserver) -> None:
+        self.run, self.plan, self.task, self.workers, self.observer = run, plan, task, workers, observer
+        self.done: dict[str, dict[str, Any]] = dict(run.record.get("stages", {}))
+        self.seconds = sum(float(stage["seconds"]) for stage in self.done.values())
+
+    def result(self) -> dict[str, Any]:
+        """Makes all stages that have not been made, and says what came of them."""
+        for name, make in self._all().items():
+            if self.done.get(name, {}).get("made"):
+                self.observer.stood(name)
+                continue
+            self.observer.began(name, self.run.path)
+            before, start = float(self.done.get(name, {}).get("seconds", 0)), time.perf_counter()
+            found: dict[str, Any] = {}
+            try:
+                found = {**make(), "made": True}
+            finally:
+                seconds = round(before + time.perf_counter() - start, 1)
+                self.done[name] = {"seconds": seconds, **found}
+                total = round(sum(float(stage["seconds"]) for stage in self.done.values()), 1)
+                self.run.update({"stages": self.done, "seconds": total})
+            self.observer.ended(name, seconds, str(found.get("said", "")))
+        return self._told()
+
+    def _all(self) -> dict[str, Callable[[], dict[str, Any]]]:
+        settings = self.plan.settings
+        stages: dict[str, Callable[[], dict[str, Any]]] = {
+            "search": self._search,
+            "propose": self._propose,
+            "collect": self._collect,
+            "rank": self._rank,
+            "train": self._train,
+            "test": self._test,
+        }
+        if settings.export != "none":
+            stages["export"] = self._export
+        return {**stages, "report": self._report}
+
+    def _search(self) -> dict[str, Any]:
+        path, names = self.run.path / SEARCH, ("space", "algo", "data", "search")
+        if not _finished(path):
+            config = {name: self.plan.config[name] for name in names}
+            resume = (path / RECORD).exists()
+            search(task=self.task, config=config, out=path, resume=resume, observer=self.observer.search)
+        result = read_record(path)["result"]
+        measure = f"derived_{self.plan.task.measure.name}"
+        return {"said": f"{result['genotype']}, {_shown(measure, result[measure])} with inherited weights"}
+
+    def _propose(self) -> dict[str, Any]:
+        path = self.run.path / PROPOSED
+        if not _finished(path):
+            propose(self.run.path / SEARCH, task=self.task, config=self.plan.config, out=path)
+        result = read_record(path)["result"]
+        origins = [f"{result[name]} {name}" for name in get_args(Origin) if name in result]
+        return {"said": f"{result['candidates']} candidates: {', '.join(origins)}"}
+
+    def _collect(self) -> dict[str, Any]:
+        path, settings = self.run.path / SCORES, self.plan.settings
+        if not _finished(path):
+            table, inherits = self._proposed(), settings.score == "inherited"
+            order = torch.randperm(len(table), generator=generator(self.plan.collect.seed, _LABELLED)).tolist()
+            rows = chosen_rows(len(table), settings.labels, order)
+            chosen = table.iloc[rows].drop(columns=[ORIGIN, "parameters", "multiply_adds"])
+            config = {name: self.plan.config[name] for name in ("space", "data", "collect")}
+            collect(
+                task=self.task,
+                count=len(rows),
+                architectures=chosen,
+                inherit=self.run.path / SEARCH if inherits else None,
+                config=config,
+                out=path,
+                resume=(path / RECORD).exists(),
+                workers=self.workers,
+                observer=self.observer.labels,
+                watch=self.observer.works,
+            )
+        result = read_record(path)["result"]
+        best, worst = (_shown(self.plan.task.measure.name, result[f"{end}_score"]) for end in ("best", "worst"))
+        return {"said": f"{result['labels']} labels, {worst} to {best}"}
+
+    def _rank(self) -> dict[str, Any]:
+        path = self.run.path / RANKING
+        if not _finished(path):
+            shutil.rmtree(path, ignore_errors=True)
+            rank(
+                labels=self.run.path / SCORES,
+                candidates=self.run.path / PROPOSED / TABLE,
+                predictor=self.plan.predictor,
+                task=self.plan.task.shapes,
+                config={"space": self.plan.config["space"], "rank": {**self.plan.config["rank"], "top": "all"}},
+                out=path,
+                progress=self.observer.ranking,
+            )
+        measures = read_record(path)["result"].get("measures", {}).get("kendall_tau")
+        agrees = f"Kendall tau {measures['mean']:.2f} on labels held out" if measures else "too few labels to judge it"
+        return {"said": f"by {self.plan.predictor.name}, {agrees}"}
+
+    def _train(self) -> dict[str, Any]:
+        finals = self._finals()
+        best, path = winner(finals, self.plan.task.measure.name)
+        self._write_table(finals)
+        spread = "" if best.deviation is None else f" ± {_shown(self.plan.task.measure.name, best.deviation)}"
+        score = _shown(self.plan.task.measure.name, best.mean)
+        return {
+            "said": f"{len(finals)} candidates; the winner ranked {best.rank}, validation {score}{spread}",
+            "winner": str(path.relative_to(self.run.path)),
+            "rank": best.rank,
+            "architecture": str(best.architecture),
+        }
+
+    def _finals(self) -> list[Trained]:
+        """The final trainings; those that have ended are left alone."""
+        ranking = self._read(self.run.path / RANKING / RANKED).head(self.plan.settings.train)
+        best = list(self.plan.search.space.from_table(ranking))
+        config = {"space": self.plan.config["final"], **{name: self.plan.config[name] for name in ("data", "train")}}
+        more = {} if self.task is None else {"task": self.task}
+        works = final_works(self.run.path / FOLDER, best, config, self.plan.settings.seeds, more)
+        return train_finals(works, best, self.plan.task.measure.name, self.workers, self.observer.works)
+
+    def _test(self) -> dict[str, Any]:
+        """The one look at the test set."""
+        measure = self.plan.task.measure.name
+        value = open_training(self.run.path / self.done["train"]["winner"], self.task).test_score()
+        return {f"test_{measure}": value, "said": f"{_shown(measure, value)} on the test set, by the winner alone"}
+
+    def _export(self) -> dict[str, Any]:
+        from nasengine.exporting import export
+
+        formats = self.plan.settings.export.split(",")
+        made = export(self.run.path / self.done["train"]["winner"], formats, out=self.run.path / EXPORT)
+        return {"said": ", ".join(file.name for file in made.files)}
+
+    def _report(self) -> dict[str, Any]:
+        from nasengine.reporting import report
+
+        self.run.update({"result": self._told()})
+        return {"said": str(report([self.run.path]).name)}
+
+    def _told(self) -> dict[str, Any]:
+        """The result in run.json."""
+        trained, measure = self.done["train"], self.plan.task.measure.name
+        record = read_record(self.run.path / trained["winner"])["result"]
+        labels = read_record(self.run.path / SCORES)["result"]
+        table = self._read(self.run.path / TABLE)
+        return {
+            **{name: trained[name] for name in ("winner", "rank", "architecture")},
+            "genotype": record["genotype"],
+            f"valid_{measure}": record[f"valid_{measure}"],
+            f"test_{measure}": self.done["test"][f"test_{measure}"],
+            **{name: record[name] for name in ("parameters", "multiply_adds")},
+            "predictor": worth(table, labels["label_seconds"] / labels["labels"]),
+            "stages": {name: stage["seconds"] for name, stage in self.done.items()},
+            "seconds": self.run.record["seconds"],
+        }
+
+    def _write_table(self, finals: Sequence[Trained]) -> None:
+        keys = [name for name in self.plan.search.space.table_columns]
+        proposed, ranking = self._proposed(), self._read(self.run.path / RANKING / RANKED)
+        keys = [name for name in proposed if name in ranking and name in keys]
+        table = candidate_table(proposed, ranking, keys, finals)
+        self.run.write_text(TABLE, table.to_csv(index=False, lineterminator="\n"))
+
+    def _proposed(self) -> pd.DataFrame:
+        return self._read(self.run.path / PROPOSED / TABLE)
+
+    def _read(self, file: Path) -> pd.DataFrame:
+        """A table with the columns of the space as texts."""
+        import pandas as pd
+
+        return pd.read_csv(file, dtype=dict.fromkeys(self.plan.search.space.table_columns, str))
+
+
+def _finished(path: Path) -> bool:
+    return (path / RECORD).exists() and read_record(path)["status"] == "finished"
+
+
+def _shown(measure: str, value: float) -> str:
+    """A score as it is told: a share in per cent, any other number as it is."""
+    return f"{value:.2%}" if measure.endswith("accuracy") else f"{value:.4g}"

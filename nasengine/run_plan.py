@@ -1,0 +1,126 @@
+"""What a pipeline is made of: space, algorithm, data and the settings of its stages, resolved before anything runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nasengine.algorithm import Algorithm
+from nasengine.config import (
+    AnySpace,
+    AnyTask,
+    CollectSettings,
+    ProposeSettings,
+    RankSettings,
+    RunSettings,
+    TrainSettings,
+    plain_plugin,
+    resolve_settings,
+    resolve_space,
+    split_assignments,
+)
+from nasengine.errors import SettingError
+from nasengine.predictor import PREDICTORS, Predictor
+from nasengine.rank_plan import resolve_predictor
+from nasengine.registry import SPACES
+from nasengine.searching import SearchPlan, plan_search
+from nasengine.settings import plain
+from nasengine.space import Space
+from nasengine.task import Task
+
+GROUPS: Final = ("space", "algo", "data", "search", "propose", "collect", "predictor", "rank", "final", "train", "run")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A pipeline that is resolved but has not begun.
+
+    Attributes:
+        search: its first stage.
+        final: the space with the settings of the final training.
+        config: all of it as plain values.
+    """
+
+    search: SearchPlan
+    final: Space
+    collect: CollectSettings
+    train: TrainSettings
+    predictor: Predictor
+    settings: RunSettings
+    config: dict[str, Any]
+
+    @property
+    def task(self) -> Task:
+        return self.search.task
+
+    @property
+    def default_out(self) -> Path:
+        """results/<task>/<space>/<algo>/run-seed-<n>"""
+        search = self.search.default_out
+        return search.with_name(f"run-{search.name}")
+
+
+def plan_run(
+    *,
+    space: AnySpace | None = None,
+    algorithm: str | type[Algorithm[Any]] | Algorithm[Any] | None = None,
+    task: AnyTask | None = None,
+    predictor: str | type[Predictor] | Predictor | None = None,
+    settings: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+) -> RunPlan:
+    """Resolves names, settings (texts such as "train.epochs=30") and a stored configuration; see `run`."""
+    stored, given = dict(config or {}), split_assignments(list(settings), GROUPS)
+    searched = [text for text in settings if text.strip().partition(".")[0] in ("space", "algo", "data", "search")]
+    search = plan_search(space=space, algorithm=algorithm, task=task, settings=searched, config=stored)
+    shared = {"seed": search.settings.seed, "device": search.settings.device}
+    seed = {"seed": search.settings.seed}
+    propose = resolve_settings(ProposeSettings, stored.get("propose", {}), given["propose"], "propose")
+    collect = resolve_settings(CollectSettings, {**shared, **stored.get("collect", {})}, given["collect"], "collect")
+    rank = resolve_settings(RankSettings, {**seed, **stored.get("rank", {})}, given["rank"], "rank")
+    own = resolve_settings(RunSettings, stored.get("run", {}), given["run"], "run")
+    base = {**shared, "valid_portion": 0.1, **stored.get("train", {})}
+    train = resolve_settings(TrainSettings, base, given["train"], "train")
+    _check(own, propose, train)
+    final = resolve_space(
+        search.space.final() if "final" not in stored else None, stored.get("final", {}), given["final"]
+    )
+    model = resolve_predictor(
+        predictor, stored.get("predictor", {}), given["predictor"], search.space, search.task.shapes
+    )
+    resolved = {
+        **search.config,
+        "propose": plain(propose),
+        "collect": plain(collect),
+        "predictor": plain_plugin(PREDICTORS, model),
+        "rank": plain(rank),
+        "final": plain_plugin(SPACES, final),
+        "train": plain(train),
+        "run": plain(own),
+    }
+    return RunPlan(search, final, collect, train, model, own, resolved)
+
+
+def _check(own: RunSettings, propose: ProposeSettings, train: TrainSettings) -> None:
+    """Raises SettingError for numbers that do not fit each other."""
+    if own.labels > propose.count:
+        raise SettingError(
+            f"run.labels must be at most the number of candidates, {propose.count}, but is {own.labels}; ask for fewer "
+            "by --labels or more by --candidates."
+        )
+    if own.train > propose.count:
+        raise SettingError(
+            f"run.train must be at most the number of candidates, {propose.count}, but is {own.train}; ask for fewer "
+            "by --train or more by --candidates."
+        )
+    if not train.valid_portion:
+        raise SettingError(
+            "train.valid_portion must be above 0, since the winner is chosen by what is held out, but is 0; set 0.1."
+        )
+    if train.inherit:
+        raise SettingError(
+            "train.inherit must be false, since all candidates are trained alike from scratch, but is true; leave it "
+            "out."
+        )
