@@ -193,7 +193,7 @@ class _Stages:
             search(task=self.task, config=config, out=path, resume=resume, observer=self.observer.search)
         result = read_record(path)["result"]
         measure = f"derived_{self.plan.task.measure.name}"
-        return {"said": f"{result['genotype']}, {_shown(measure, result[measure])} with inherited weights"}
+        return {"said": f"{_shown(measure, result[measure])} with inherited weights"}
 
     def _propose(self) -> dict[str, Any]:
         path = self.run.path / PROPOSED

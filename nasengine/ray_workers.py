@@ -115,6 +115,8 @@ def _marked(works: Sequence[Work]) -> Iterator[str]:
     parents = {work.directory.parent for work in works}
     for parent in parents:
         parent.mkdir(parents=True, exist_ok=True)
+        for old in parent.glob(f"{_MARK}*"):  # of a process that was killed
+            old.unlink(missing_ok=True)
         (parent / mark).touch()
     try:
         yield mark

@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
@@ -275,18 +276,19 @@ class _Crew:
         return f"Stopped by {stop.name} with {under_way} under way and {len(self.waiting)} to come, all is saved."
 
     def _dismiss(self) -> None:
+        """Has all that are busy save and stop, and ends them."""
         for connection in self.busy:
             self.members[connection].terminate()
-        end = time.monotonic() + _PATIENCE
+        end, saving = time.monotonic() + _PATIENCE, list(self.busy)
+        with suppress(KeyboardInterrupt):  # asked again, they end at once
+            while saving and time.monotonic() < end:
+                ready = wait(saving, _POLL)
+                saving = [connection for connection in saving if connection not in ready]
         for connection, process in self.members.items():
-            if connection not in self.busy:
-                connection.close()  # an idle one ends by itself
-            try:
-                process.wait(max(0.1, end - time.monotonic()))
-            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            connection.close()  # one that is idle ends by itself
+            if connection in saving:
                 process.kill()
-                process.wait()
-            connection.close()
+            process.wait()
 
 
 def written(work: Work) -> str:

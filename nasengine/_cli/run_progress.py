@@ -29,6 +29,9 @@ _MEANS = {
 class RunProgress(RunObserver):
     """Shows a pipeline."""
 
+    search: Progress
+    labels: LabelProgress
+
     def __init__(self) -> None:
         self.path = Path()
         self.search, self.labels, self._ranking = Progress(), LabelProgress(), StageProgress()
