@@ -49,7 +49,7 @@ def around(
     neighbours = _shuffled(space.neighbours(choices, derived), budget.rng)
     found.some(neighbours[: round(_NEIGHBOURS * count)], "neighbour")
     shares = {label: _weights(mixture[label], choice, derived[label]) for label, choice in choices.items()}
-    found.draw(lambda: space.derive(choices, _noisy(shares, budget.rng)), "sampled")
+    found.draw(lambda: space.derive(choices, perturbed(shares, budget.rng)), "sampled")
     found.some(neighbours, "neighbour")
     if not found.enough:
         start = budget.candidates(space, choices)
@@ -113,7 +113,7 @@ def _weights(decided: object, choice: Choice, option: str) -> Tensor:
     return weights
 
 
-def _noisy(shares: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
+def perturbed(shares: Mapping[str, Tensor], rng: torch.Generator) -> dict[str, Tensor]:
     """Weights whose largest one is that of an option with the probability of its share."""
     noisy = {}
     for label, share in shares.items():
