@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `show`, `list`. The names are
-loaded on use, so that importing the package stays light.
+Every verb of the command line is a function here: `search`, `train`, `export`, `collect`, `rank`, `show`, `list`. The
+names are loaded on use, so that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nasengine.elastic import Size as Size
     from nasengine.encoding import Graphs as Graphs
     from nasengine.errors import NasengineError as NasengineError
+    from nasengine.exporting import export as export
     from nasengine.layers import ElasticBatchNorm1d as ElasticBatchNorm1d
     from nasengine.layers import ElasticBatchNorm2d as ElasticBatchNorm2d
     from nasengine.layers import ElasticConv1d as ElasticConv1d
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from nasengine.task import Shapes as Shapes
     from nasengine.task import Task as Task
     from nasengine.task import load_task as load_task
+    from nasengine.trained import load_network as load_network
     from nasengine.training import train as train
 
 __version__ = "0.1.0"
@@ -93,7 +95,9 @@ _HOME = {
     "Task": "task",
     "Zero": "supernet",
     "collect": "collecting",
+    "export": "exporting",
     "list": "listing",
+    "load_network": "trained",
     "load_predictor": "predictor",
     "load_task": "task",
     "rank": "ranking",

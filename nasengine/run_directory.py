@@ -46,6 +46,7 @@ _PARTS: Final = {
     "train": ("space", "data", "train"),
     "collect": ("space", "data", "collect"),
     "rank": ("space", "predictor", "rank"),
+    "run": (),
 }  # of a configuration
 _WHOLE: Final = {"rank"}  # verbs that begin anew where they were stopped
 

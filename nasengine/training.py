@@ -31,6 +31,7 @@ from nasengine.config import (
 )
 from nasengine.errors import ArchitectureError, RunError, SettingError
 from nasengine.evaluation import evaluating, score
+from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
 from nasengine.registry import SPACES
@@ -261,6 +262,7 @@ def train(
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
+        directory.update({"interface": Interface.of(plan.task).plain()})
         result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         return TrainResult(path, float(result[f"test_{plan.task.measure.name}"]), directory.record)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, export, rank, search, show, train
 from nasengine._cli import list as list_
 
 _STOPPED = 130  # what Typer makes of Ctrl-C
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command("search", epilog=search.EPILOG)(search.search)
 app.command("train", epilog=train.EPILOG)(train.train)
+app.command("export", epilog=export.EPILOG)(export.export)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("show", epilog=show.EPILOG)(show.show)
