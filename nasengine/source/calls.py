@@ -124,3 +124,11 @@ def joined(parts: Sequence[Sequence[Piece]]) -> list[Piece]:
     for place, part in enumerate(parts):
         found += [", ", *part] if place else part
     return found
+
+
+def is_default(func: Any, name: str, value: object) -> bool:
+    """Whether an argument is what a Python function takes without it."""
+    if not inspect.isfunction(func) or isinstance(value, Tensor):
+        return False
+    known = inspect.signature(func).parameters.get(name)
+    return known is not None and type(known.default) is type(value) and known.default == value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import is_tensor_method_or_property
 
 from nasengine.errors import ExportError
-from nasengine.source.calls import Call, Piece, Ref, annotation, joined, path_text, quoted, tensors
+from nasengine.source.calls import Call, Piece, Ref, annotation, is_default, joined, path_text, quoted, tensors
 
 BATCH: Final = 10007  # a prime that no other size is a multiple of
 MOST_NUMBERS: Final = 1000
@@ -153,7 +152,7 @@ class FunctionCall:
 
     def __init__(self, frame: Frame, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self.frame, self.func, self.args, self.name = frame, func, args, str(func.__name__)
-        self.kwargs = {name: value for name, value in kwargs.items() if not _is_default(func, name, value)}
+        self.kwargs = {name: value for name, value in kwargs.items() if not is_default(func, name, value)}
 
     def text(self, effect: bool) -> Call:
         """As it is written: with an operator, an index, as a method or as a function."""
@@ -176,7 +175,7 @@ class FunctionCall:
             return [*self._receiver(), *self._index(), " = ", *self.frame.pieces(self.args[2])]
         if self.name == "__get__":
             return [*self._receiver(), f".{self.func.__self__.__name__}"]
-        if is_tensor_method_or_property(self.func):
+        if is_tensor_method_or_property(self.func) or getattr(Tensor, self.name, None) == self.func:
             return [*self._receiver(), f".{self.name}(", *self.frame.words(self.args[1:], self.kwargs), ")"]
         return [f"{self._home()}(", *self.frame.words(self.args, self.kwargs), ")"]
 
@@ -197,11 +196,3 @@ class FunctionCall:
             "Functions must be of torch or torch.nn.functional to be written as Python code, but "
             f"{type(self.frame.module).__name__} calls {self.name!r}; leave py out of --format."
         )
-
-
-def _is_default(func: Any, name: str, value: object) -> bool:
-    """Whether an argument is what a Python function takes without it."""
-    if not inspect.isfunction(func) or isinstance(value, Tensor):
-        return False
-    known = inspect.signature(func).parameters.get(name)
-    return known is not None and type(known.default) is type(value) and known.default == value

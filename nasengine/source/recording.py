@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nasengine.errors import ExportError, NasengineError, reason
-from nasengine.source.calls import Body, Call, annotation, bound, is_sequence, path_text, tensors
+from nasengine.source.calls import Body, Call, annotation, bound, is_default, is_sequence, path_text, tensors
 from nasengine.source.constructors import constructor
 from nasengine.source.frames import BATCH, Frame, FunctionCall
 from nasengine.task import Shapes
@@ -116,10 +116,12 @@ class _Recorder(TorchFunctionMode):
             self.used.add(module)
             return output
         effect = _versions([args, kwargs]) != before
-        if isinstance(output, Tensor) and id(output) in before and not effect and (leaf or not frame.calls):
-            return output  # an identity
+        same = isinstance(output, Tensor) and id(output) in before and not effect
+        if same and (isinstance(module, nn.Identity) or not (leaf or frame.calls)):
+            return output
         self.used.add(module)
-        output = output if leaf else self._apart(output, set())
+        if same or not leaf:  # what dropout gives is another tensor in training
+            output = self._apart(output, {id(output)} if same else set())
         self._note(module, args, kwargs, output, effect)
         return output
 
@@ -148,11 +150,9 @@ class _Recorder(TorchFunctionMode):
                 f"calls a {type(module).__name__} from elsewhere; leave py out of --format, or make it a child."
             )
         given = [value for _, value in bound(module, args, kwargs) if any(tensors(value))]
-        words = frame.words(args, kwargs) if self._is_torch(module) else frame.words(given, {})
+        named = {name: value for name, value in kwargs.items() if not is_default(type(module).forward, name, value)}
+        words = frame.words(args, named) if module in self.constructors else frame.words(given, {})
         frame.note(Call((path_text(frame.module, path), "(", *words, ")"), "", path, effect), output)
-
-    def _is_torch(self, module: nn.Module) -> bool:
-        return module in self.constructors
 
     def _keep(self, frame: Frame, output: object) -> None:
         """What a module did, which must be the same each time."""
