@@ -88,10 +88,11 @@ class Writers:
     def _onnx(self, path: Path) -> None:
         import onnx
 
+        program = self.program
         try:
             with torch.no_grad(), _quiet():
                 written: Any = torch.onnx.export(
-                    self.program,
+                    program,
                     (),
                     dynamo=True,
                     dynamic_shapes=({0: "batch"},),
@@ -120,8 +121,9 @@ class Writers:
         path.write_text(text, encoding="utf-8")
 
     def _safetensors(self, path: Path) -> None:
-        weights = {name: tensor.clone() for name, tensor in self.trained.network.state_dict().items()}
-        path.write_bytes(save(weights, metadata(self.trained)))
+        weights = self.trained.network.state_dict()
+        whole = {name: w.clone(memory_format=torch.contiguous_format) for name, w in weights.items()}
+        path.write_bytes(save(whole, metadata(self.trained)))
 
     def _interface(self) -> dict[str, Any]:
         interface = self.trained.interface

@@ -21,6 +21,7 @@ from nasengine.run_directory import read_record
 from nasengine.space import Space
 
 NETWORK: Final = "network.safetensors"
+_TRAIN, _EXPORT = "train the network again", "export the network again"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def open_training(run: Path | str, task: AnyTask | None = None) -> Trained:
     space = resolve_space(None, config["space"], {})
     interface = _interface(path, record, task)
     architecture = Architecture.parse(config["architecture"])
-    weights = _read_weights(path / NETWORK)
-    network = _with_weights(_built(space, architecture, interface), weights, path / NETWORK)
+    weights = _read_weights(path / NETWORK, _TRAIN)
+    network = _with_weights(_built(space, architecture, interface), weights, path / NETWORK, _TRAIN)
     return Trained(path, record, space, architecture, interface, _evaluated(network))
 
 
@@ -73,7 +74,7 @@ def load_network(path: Path | str) -> nn.Module:
         RunError: the file is missing, damaged, or none of an export.
     """
     path = Path(path)
-    weights, about = _read_weights(path), _read_metadata(path)
+    weights, about = _read_weights(path, _EXPORT), _read_metadata(path)
     try:
         space, interface = json.loads(about["space"]), Interface.read(json.loads(about["interface"]), str(path))
         architecture = about["architecture"]
@@ -82,7 +83,7 @@ def load_network(path: Path | str) -> nn.Module:
             f"{path} must be written by 'nasengine export', but does not say what network it holds; export it again."
         ) from None
     built = _built(resolve_space(None, space, {}), Architecture.parse(architecture), interface)
-    return _with_weights(_evaluated(built), weights, path)
+    return _with_weights(_evaluated(built), weights, path, _EXPORT)
 
 
 def metadata(trained: Trained) -> dict[str, str]:
@@ -135,13 +136,14 @@ def _interface(path: Path, record: Mapping[str, Any], task: AnyTask | None) -> I
     return Interface.of(found)
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path, again: str) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except OSError as error:
-        raise RunError(f"{path} must hold the trained network, but {error.strerror or 'is missing'}.") from None
+        came = error.strerror or "is missing"
+        raise RunError(f"{path} must hold a trained network, but {came}; {again}.") from None
     except SafetensorError:
-        raise RunError(f"{path} must hold the trained network, but is damaged; train the network again.") from None
+        raise RunError(f"{path} must hold a trained network, but is damaged or another file; {again}.") from None
 
 
 def _read_metadata(path: Path) -> dict[str, str]:
@@ -163,13 +165,13 @@ def _evaluated(network: nn.Module) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def _with_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path) -> nn.Module:
+def _with_weights(network: nn.Module, weights: Mapping[str, Tensor], path: Path, again: str) -> nn.Module:
     """The network with all its weights from a file. Raises RunError if they are those of another one."""
     own = {name: tensor.shape for name, tensor in network.state_dict().items()}
     if own != {name: tensor.shape for name, tensor in weights.items()}:
         raise RunError(
-            f"{path} must hold the weights of the network that run.json describes, but holds those of another one; "
-            "train the network again."
+            f"{path} must hold the weights of the network that is described with them, but holds those of another one; "
+            f"{again}."
         )
     network.load_state_dict(weights)
     return network

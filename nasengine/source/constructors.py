@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _CONTAINERS: Final = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
-_ELSEWHERE: Final = ("device", "dtype", "mode")  # arguments that are no part of what a module is
+_ELSEWHERE: Final = ("device", "dtype")  # arguments that are no part of what a module is
 
 
 def constructor(module: nn.Module) -> str | None:
@@ -24,6 +24,9 @@ def constructor(module: nn.Module) -> str | None:
     words = _arguments(kind, module)
     if words is None or not _makes_the_same(kind, module, words):
         return None
+    for word in [word for word in words if word[0] is not None]:
+        fewer = [other for other in words if other is not word]
+        words = fewer if _makes_the_same(kind, module, fewer) else words
     texts = [repr(value) if place is None else f"{place}={value!r}" for place, value in words]
     return f"nn.{kind.__name__}({', '.join(texts)})"
 
@@ -64,7 +67,9 @@ def _parameters(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """Of the first constructor among the base classes that names them."""
     for base in kind.__mro__:
         if "__init__" in vars(base):
-            parameters = dict(list(inspect.signature(base).parameters.items()))
+            parameters = dict(inspect.signature(base).parameters)
+            if base is nn.RNNBase:
+                parameters.pop("mode")  # which the class itself gives
             if all(p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters.values()):
                 return parameters
     return {}
@@ -96,4 +101,5 @@ def _makes_the_same(kind: type[nn.Module], module: nn.Module, words: list[tuple[
     except (TypeError, ValueError, RuntimeError):
         return False
     shapes = [{name: tensor.shape for name, tensor in m.state_dict().items()} for m in (made, module)]
-    return shapes[0] == shapes[1] and made.extra_repr() == module.extra_repr()
+    settings = {name: value for name, value in vars(made).items() if _is_literal(value) and name != "training"}
+    return shapes[0] == shapes[1] and all(vars(module).get(name) == value for name, value in settings.items())

@@ -1,4 +1,4 @@
-"""What the tests of exports share: networks whose statistics are not those of the start, and generated code that runs."""
+"""What the tests of exports share: networks as training leaves them, and generated code that runs."""
 
 from __future__ import annotations
 

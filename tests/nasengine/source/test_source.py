@@ -168,7 +168,7 @@ def test_dropout_stays_and_dropped_paths_do_not(tmp_path: Path) -> None:
 
     text = text_of(plain(forward, drop=nn.Dropout(0.3), path=DropPath(), head=head()), ROWS, tmp_path)
     assert forward_of(text) == ["return self.head((self.drop(x) + x).mean(1))"]
-    assert "self.drop = nn.Dropout(0.3)" in text and "path" not in text
+    assert "self.drop = nn.Dropout(p=0.3)" in text and "self.path" not in text
 
 
 def test_modules_that_are_alike_have_one_class_and_others_a_number(tmp_path: Path) -> None:
