@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nasengine._cli.options import Data
-
 if TYPE_CHECKING:
     from nasengine.exporting import ExportResult
 
@@ -34,7 +32,14 @@ def export(
         str,
         typer.Option("--format", help="Which of pt2, onnx, py, safetensors, separated by commas.", metavar="NAMES"),
     ] = "pt2,onnx,py,safetensors",
-    data: Data = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="The data of the training, where run.json is too old to say what the network takes.",
+            metavar="SPEC",
+            show_default=False,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(help="The directory of the files.  [default: RUN/export]", metavar="DIR", show_default=False),
@@ -43,8 +48,7 @@ def export(
     """Write the trained network for other programs.
 
     As PyTorch program (pt2), ONNX, plain Python that needs torch alone (py), and weights (safetensors). Each file is
-    loaded in a fresh process and compared with the network before it is kept. --data is only asked for where the
-    training is older than this command.
+    loaded in a fresh process and compared with the network before it is kept.
     """
     from nasengine import exporting
     from nasengine._cli.progress import StageProgress
