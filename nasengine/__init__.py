@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nasengine.elastic import Size as Size
     from nasengine.encoding import Graphs as Graphs
     from nasengine.errors import NasengineError as NasengineError
+    from nasengine.exporting import export as export
     from nasengine.layers import ElasticBatchNorm1d as ElasticBatchNorm1d
     from nasengine.layers import ElasticBatchNorm2d as ElasticBatchNorm2d
     from nasengine.layers import ElasticConv1d as ElasticConv1d
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from nasengine.task import Shapes as Shapes
     from nasengine.task import Task as Task
     from nasengine.task import load_task as load_task
+    from nasengine.trained import load_network as load_network
     from nasengine.training import train as train
 
 __version__ = "0.1.0"
@@ -96,7 +98,9 @@ _HOME = {
     "Task": "task",
     "Zero": "supernet",
     "collect": "collecting",
+    "export": "exporting",
     "list": "listing",
+    "load_network": "trained",
     "load_predictor": "predictor",
     "load_task": "task",
     "propose": "proposing",

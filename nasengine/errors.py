@@ -8,6 +8,7 @@
     ├── ArchitectureError  (ValueError)       an architecture, genotype or space that breaks its rules
     ├── DataError          (ValueError)       data that are missing, damaged or not what they claim
     ├── RunError           (RuntimeError)     a run directory or checkpoint that cannot be used
+    ├── ExportError        (RuntimeError)     a network that a format cannot hold, or a file that differs
     ├── DeviceError        (RuntimeError)     a device that is not there
     ├── MissingExtraError  (ImportError)      an optional dependency that is not installed
     ├── DivergedError      (ArithmeticError)  a loss or weight that is no longer a finite number
@@ -69,6 +70,10 @@ class DataError(NasengineError, ValueError):
 
 class RunError(NasengineError, RuntimeError):
     """A run directory, lock or checkpoint that cannot be used."""
+
+
+class ExportError(NasengineError, RuntimeError):
+    """A network that a format cannot hold, or a written file that computes something else."""
 
 
 class DeviceError(NasengineError, RuntimeError):

@@ -26,6 +26,7 @@ from nasengine.config import (
 )
 from nasengine.errors import RunError, SettingError
 from nasengine.evaluation import evaluating, score
+from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
 from nasengine.run_directory import CHECKPOINT, Run, read_record
@@ -226,6 +227,7 @@ def train(
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
+        directory.update({"interface": Interface.of(plan.task).plain()})
         result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         test, valid = (result.get(f"{part}_{plan.task.measure.name}") for part in ("test", "valid"))
         return TrainResult(path, test, valid, directory.record)

@@ -191,7 +191,7 @@ class Tokens(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         tokens: Tensor = self.project(self.patches(x))
         if self.first is not None:
-            tokens = torch.cat([self.first().expand(len(x), 1, -1), tokens], dim=1)
+            tokens = torch.cat([self.first().expand(x.shape[0], 1, -1), tokens], dim=1)
         total: Tensor = tokens + self.positions()
         return total
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, propose, rank, search, show, train
+from nasengine._cli import benchmark, collect, export, propose, rank, search, show, train
 from nasengine._cli import list as list_
 from nasengine._cli import run as run_
 
@@ -29,6 +29,7 @@ app.command("run", epilog=run_.EPILOG)(run_.run)
 app.command("search", epilog=search.EPILOG)(search.search)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("propose", epilog=propose.EPILOG)(propose.propose)
+app.command("export", epilog=export.EPILOG)(export.export)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("show", epilog=show.EPILOG)(show.show)

@@ -34,6 +34,9 @@ _COUNTED = {
     "evaluating": "by {:,} fits",
     "ranking": "{:,} different architectures",
     "writing": "files",
+    "opening": "the network",
+    "exporting": "{:,} formats",
+    "comparing": "{:,} files in fresh processes",
 }
 
 
@@ -130,7 +133,7 @@ class LabelProgress(Progress):
 
 
 class StageProgress:
-    """Shows the stages of a ranking: a bar with time left where there is a terminal, and a line after each."""
+    """Shows the stages of a verb: a bar with time left where there is a terminal, and a line after each."""
 
     def __init__(self) -> None:
         self._console = Console(highlight=False, soft_wrap=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import benchmark, collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, export, rank, search, show, train
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -27,6 +27,12 @@ PAGES = {
         train.EPILOG,
         "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set "
         "--config --out --resume --dry-run --help",
+    ),
+    "export": (
+        "Usage: nasengine export [OPTIONS] {RUN}",
+        "Write the trained network for other programs.",
+        export.EPILOG,
+        "--format --data --out --help",
     ),
     "collect": (
         "Usage: nasengine collect [OPTIONS]",
@@ -95,9 +101,9 @@ def test_help_is_light(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
-        "verbs = [[], ['search'], ['train'], ['collect'], ['rank'], ['show'], ['list']]\n"
+        "verbs = [[], ['search'], ['train'], ['export'], ['collect'], ['rank'], ['show'], ['list']]\n"
         "codes = [main([*verb, '--help']) for verb in verbs]\n"
-        "assert codes == [0] * 7\n"
+        "assert codes == [0] * 8\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
