@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `show`, `list`. The names are
-loaded on use, so that importing the package stays light.
+Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `front`, `report`, `show`,
+`list`. The names are loaded on use, so that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ if TYPE_CHECKING:
     from nasengine.listing import show as show
     from nasengine.loop import Observer as Observer
     from nasengine.measure import Measure as Measure
+    from nasengine.pareto import front as front
     from nasengine.predictor import PREDICTORS as PREDICTORS
     from nasengine.predictor import Predictor as Predictor
     from nasengine.predictor import load_predictor as load_predictor
     from nasengine.ranking import rank as rank
     from nasengine.registry import ALGORITHMS as ALGORITHMS
     from nasengine.registry import SPACES as SPACES
+    from nasengine.reporting import report as report
     from nasengine.searching import search as search
     from nasengine.space import Space as Space
     from nasengine.supernet import MixedOp as MixedOp
@@ -93,10 +95,12 @@ _HOME = {
     "Task": "task",
     "Zero": "supernet",
     "collect": "collecting",
+    "front": "pareto",
     "list": "listing",
     "load_predictor": "predictor",
     "load_task": "task",
     "rank": "ranking",
+    "report": "reporting",
     "search": "searching",
     "show": "listing",
     "train": "training",

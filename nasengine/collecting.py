@@ -40,6 +40,7 @@ from nasengine.searching import TRAIN
 from nasengine.seeding import generator
 from nasengine.settings import plain
 from nasengine.space import Space
+from nasengine.tables import csv_text
 from nasengine.task import Shapes, Task
 from nasengine.training import TrainJob
 from nasengine.trial import check_network
@@ -272,11 +273,7 @@ class CollectJob:
             return score(network, batches, self.task.measure)
 
     def _table(self) -> str:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return text.getvalue()
+        return csv_text(self.rows)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ whole. One process at a time holds the directory. Nothing that is read back can 
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import io
@@ -26,6 +25,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from nasengine.errors import RunError
+from nasengine.tables import Row as Row
+from nasengine.tables import csv_text
 
 RECORD: Final = "run.json"
 CHECKPOINT: Final = "checkpoint.pt"
@@ -46,10 +47,11 @@ _PARTS: Final = {
     "train": ("space", "data", "train"),
     "collect": ("space", "data", "collect"),
     "rank": ("space", "predictor", "rank"),
+    "front": ("space", "front"),
+    "run": (),
+    "propose": (),
 }  # of a configuration
-_WHOLE: Final = {"rank"}  # verbs that begin anew where they were stopped
-
-Row = Mapping[str, float | int | str]
+_WHOLE: Final = {"rank", "front"}  # verbs that begin anew where they were stopped
 
 
 class Run:
@@ -69,7 +71,7 @@ class Run:
 
         Args:
             path: the directory.
-            verb: "search", "train", "collect" or "rank".
+            verb: one of nasengine, such as "search".
             config: the resolved configuration, plain values.
             facts: further entries of run.json that must be the same when the run goes on (what the data are).
         """
@@ -156,12 +158,7 @@ class Run:
 
     def write_history(self, rows: Sequence[Row]) -> None:
         """Replaces history.csv: one row an epoch, plain numbers."""
-        text = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        self.write_text(HISTORY, text.getvalue())
+        self.write_text(HISTORY, csv_text(rows))
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a text file of the directory."""
