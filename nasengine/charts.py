@@ -122,6 +122,9 @@ def draw_front(values: Floats, front: Sequence[int], costs: Sequence[str], path:
 
 
 def _draw_front(axes: Axes, cost: Floats, score: Floats, front: NDArray[np.intp], name: str) -> None:
+    """The cloud is cut where it is worse than the front by twice the height of it."""
+    from matplotlib.ticker import EngFormatter
+
     rest = np.setdiff1d(np.arange(len(cost)), front)
     axes.scatter(
         cost[rest], score[rest], s=6, color=_GREY, alpha=0.35, linewidths=0, label="evaluated", rasterized=True
@@ -136,6 +139,11 @@ def _draw_front(axes: Axes, cost: Floats, score: Floats, front: NDArray[np.intp]
         at = (cost[front[place]], score[front[place]])
         axes.annotate(str(place + 1), at, (0, 5), textcoords="offset points", ha="center", size=7, color=_INK)
     if cost.min() > 0 and cost.max() > 20 * cost.min():
-        axes.set_xscale("log")
+        axes.set_xscale("log", subs=(2, 5))
+        axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    top, low = score[front].max(), score[front].min()
+    room = 0.08 * (top - low) or 1.0
+    axes.set_ylim(max(score.min(), 3 * low - 2 * top) - room, top + 2 * room)
     axes.set(xlabel=name, ylabel="guessed score", title=f"{len(front)} of {len(cost):,} on the front")
     axes.legend(frameon=False, loc="lower right")
