@@ -33,6 +33,7 @@ TABLES: Final = {
 _SEVERAL: Final = "final"
 _CHILDREN: Final = ("search", "candidates", "scores", "ranking", _SEVERAL, "front")
 _EXPORT: Final = ("export", "export.json")
+_EVERYTHING, _MOST_LABELLED = "ranking.parquet", 2000
 _PARTS: Final = ("test", "derived", "supernet", "valid", "train")
 
 
@@ -44,7 +45,8 @@ class Finding:
         path: of the directory.
         name: what tells it from the others of a report.
         record: its run.json.
-        tables: its CSV files by the names of `TABLES`, rows of texts; empty where there are none.
+        tables: its CSV files by the names of `TABLES`, rows of texts; empty where there are none. After the best of a
+            ranking come all others whose score is known.
         export: its export/export.json, empty where there is none.
         children: the runs below it.
     """
@@ -102,6 +104,7 @@ def _read(path: Path, name: str, prefix: str) -> Finding:
     """A run; the names of those below it begin with `prefix`."""
     record = read_record(path)
     tables = {table: _table(path / file) for table, file in TABLES.items()}
+    tables["ranking"] += _labelled(path / _EVERYTHING, len(tables["ranking"]))
     several = sorted((path / _SEVERAL).iterdir()) if (path / _SEVERAL).is_dir() else []
     found = [folder for folder in (*(path / child for child in _CHILDREN), *several) if (folder / RECORD).is_file()]
     named = [(child, f"{prefix}{child.relative_to(path)}") for child in found]
@@ -116,6 +119,22 @@ def _table(path: Path) -> Rows:
         raise RunError(
             f"{path} must be a readable CSV file of a run, but is damaged; move it away to report without it."
         ) from None
+
+
+def _labelled(path: Path, top: int) -> Rows:
+    """The rows of all candidates after the first `top` whose true score is known."""
+    import pandas as pd
+
+    if not path.is_file():
+        return []
+    try:
+        table = pd.read_parquet(path)
+        known = table[(table["rank"] > top) & table["known"].notna()].iloc[:_MOST_LABELLED]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise RunError(
+            f"{path} must be a readable parquet file of a ranking, but is damaged; move it away to report without it."
+        ) from None
+    return [{str(name): str(value) for name, value in row.items()} for row in known.to_dict("records")]
 
 
 def _export(path: Path) -> dict[str, Any]:

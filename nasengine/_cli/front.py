@@ -50,7 +50,7 @@ def front(
     config: Config = None,
     out: _OutOfFront = None,
 ) -> None:
-    """Search the best trade-offs between the score that a predictor guesses and the cost.
+    """Search the best trade-offs between guessed score and cost.
 
     NSGA-II over the architectures of the space of the predictor. Writes those that no other one beats in both into
     front.csv, the cheapest first, and draws them. Costs are those of the network as 'nasengine train' makes it by

@@ -15,7 +15,7 @@ _Runs = Annotated[
     list[Path] | None,
     typer.Argument(
         help="Run directories of any verb, finished or not; several searches are compared.",
-        metavar="RUN...",
+        metavar="RUN",
         show_default=False,
     ),
 ]

@@ -19,7 +19,7 @@
   const css = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const escaped = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
   const chosen = (name, otherwise) => (document.querySelector(`input[name="${name}"]:checked`) || { value: otherwise }).value;
-  const short = (value) => (value === null || value === undefined ? "" : Number(value.toPrecision(5)).toLocaleString("en"));
+  const short = (value) => (value === null || value === undefined ? "" : Number.isInteger(value) ? value.toLocaleString("en") : String(Number(value.toPrecision(5))));
 
   function wrapped(text) {
     const lines = [""];
@@ -157,7 +157,11 @@
     ];
     const costs = [...found.points, ...found.cloud].map(x);
     const log = Math.min(...costs) > 0 && Math.max(...costs) > 20 * Math.min(...costs);
-    return [traces.filter((trace) => trace.x.length), layout(460, { xaxis: axis(words[cost], log ? { type: "log", dtick: "D2" } : { rangemode: "normal" }), yaxis: axis(found.score), showlegend: found.cloud.length > 0 })];
+    const scores = found.points.map((point) => point.score);
+    const [low, top] = [Math.min(...scores), Math.max(...scores)];
+    const least = Math.max(Math.min(low, ...found.cloud.map((point) => point.score)), 3 * low - 2 * top);
+    const room = 0.06 * (top - least) || Math.abs(top) * 0.05 || 1;
+    return [traces.filter((trace) => trace.x.length), layout(460, { xaxis: axis(words[cost], log ? { type: "log", dtick: "D2" } : { rangemode: "normal" }), yaxis: axis(found.score, { range: [least - room, top + room] }), showlegend: found.cloud.length > 0 })];
   }
 
   function learning(of) {
@@ -179,12 +183,13 @@
   // Drawing
 
   const kinds = { "curves-search": () => curves("search"), "curves-train": () => curves("train"), "weights-map": weightsMap, weights, candidates, learning, front, labels };
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"], displayModeBar: "hover" };
+  const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]], displayModeBar: "hover" };
 
   function draw(chart) {
     const made = kinds[chart.dataset.chart](Number(chart.dataset.of));
     const [traces, shape] = typeof made === "function" ? made(chart.clientWidth) : made;
     if (printing) shape.width = 680;
+    chart.style.height = `${shape.height}px`;
     return Plotly.react(chart, traces, shape, config);
   }
 
