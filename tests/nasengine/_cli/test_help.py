@@ -110,7 +110,8 @@ def test_help_is_light(tmp_path: Path) -> None:
         "verbs = [[], ['search'], ['train'], ['collect'], ['rank'], ['front'], ['report'], ['show'], ['list']]\n"
         "codes = [main([*verb, '--help']) for verb in verbs]\n"
         "assert codes == [0] * 9\n"
-        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow', 'pymoo', 'plotly'} & set(sys.modules)\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow', 'pymoo', 'plotly'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(root)}
