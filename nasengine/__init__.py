@@ -1,8 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`,
-`show`, `list`. The names are
-loaded on use, so that importing the package stays light.
+Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`, `front`,
+`export`, `report`, `show`, `list`. The names are loaded on use, so that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from nasengine.listing import show as show
     from nasengine.loop import Observer as Observer
     from nasengine.measure import Measure as Measure
+    from nasengine.pareto import front as front
     from nasengine.pipeline import run as run
     from nasengine.predictor import PREDICTORS as PREDICTORS
     from nasengine.predictor import Predictor as Predictor
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from nasengine.ranking import rank as rank
     from nasengine.registry import ALGORITHMS as ALGORITHMS
     from nasengine.registry import SPACES as SPACES
+    from nasengine.reporting import report as report
     from nasengine.searching import search as search
     from nasengine.space import Space as Space
     from nasengine.supernet import MixedOp as MixedOp
@@ -99,6 +100,7 @@ _HOME = {
     "Zero": "supernet",
     "collect": "collecting",
     "export": "exporting",
+    "front": "pareto",
     "list": "listing",
     "load_network": "trained",
     "load_predictor": "predictor",
@@ -106,6 +108,7 @@ _HOME = {
     "propose": "proposing",
     "rank": "ranking",
     "run": "pipeline",
+    "report": "reporting",
     "search": "searching",
     "show": "listing",
     "train": "training",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from nasengine.finals import Trained
+from nasengine.finals import Finalist
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,7 +16,7 @@ TABLE: Final = "candidates.csv"
 
 
 def candidate_table(
-    proposed: pd.DataFrame, ranking: pd.DataFrame, keys: Sequence[str], finals: Sequence[Trained]
+    proposed: pd.DataFrame, ranking: pd.DataFrame, keys: Sequence[str], finals: Sequence[Finalist]
 ) -> pd.DataFrame:
     """One row a candidate, the best predicted first.
 

@@ -1,7 +1,8 @@
-"""The picture of a ranking: guessed against true scores, the learning curve, and how the guesses are spread."""
+"""Pictures of a ranking (guessed against true scores, learning curve, spread of guesses) and of a Pareto front."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ Floats = NDArray[np.float64]
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, as of the cells
 _INK, _GREY = "#1F2933", "#9AA5B1"
 _MOST_POINTS = 160
+_MOST_LABELS = 24
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nasengine",
@@ -95,3 +97,53 @@ def _draw_spread(axes: Axes, scores: Floats, known: Floats, name: str) -> None:
         axes.stairs(heights, bins, color=colour, label=f"{len(values):,} {label}", linewidth=1.2)
     axes.legend(frameon=False, loc="upper left")
     axes.set(xlabel=name, ylabel="share", title="all candidates")
+
+
+def draw_front(values: Floats, front: Sequence[int], costs: Sequence[str], path: Path) -> None:
+    """Writes the picture of a Pareto front, a panel for each cost; same numbers, same bytes.
+
+    Args:
+        values: (N, 1 + costs) scores, higher is better, then costs of all that was evaluated.
+        front: the rows of the front, in the order of their numbers from 1.
+        costs: names of the costs.
+        path: of the picture, .svg or .png.
+    """
+    from matplotlib import style
+    from matplotlib.figure import Figure as Canvas
+
+    with style.context(["default", _STYLE]):
+        picture = Canvas(figsize=(5.2 * len(costs), 4.0), facecolor="white", layout="constrained")
+        panels = np.atleast_1d(picture.subplots(1, len(costs)))
+        for column, (axes, name) in enumerate(zip(panels, costs, strict=True), start=1):
+            _draw_front(axes, values[:, column], values[:, 0], np.asarray(front), name.replace("_", "-"))
+        kind = path.suffix.removeprefix(".")
+        metadata = {"Date": None} if kind == "svg" else {"Software": None}
+        picture.savefig(path, format=kind, dpi=200, metadata=metadata)
+
+
+def _draw_front(axes: Axes, cost: Floats, score: Floats, front: NDArray[np.intp], name: str) -> None:
+    """The cloud is cut where it is worse than the front by twice the height of it."""
+    from matplotlib.ticker import EngFormatter
+
+    rest = np.setdiff1d(np.arange(len(cost)), front)
+    axes.scatter(
+        cost[rest], score[rest], s=6, color=_GREY, alpha=0.35, linewidths=0, label="evaluated", rasterized=True
+    )
+    order = front[np.lexsort((-score[front], cost[front]))]
+    best = np.maximum.accumulate(score[order])
+    edge = order[np.concatenate([[True], best[1:] > best[:-1]])]
+    axes.step(cost[edge], score[edge], where="post", color=_COLOURS[0], linewidth=1.2)
+    axes.scatter(cost[front], score[front], s=20, color=_COLOURS[0], zorder=3, label="front")
+    shown = np.unique(np.linspace(0, len(front) - 1, min(len(front), _MOST_LABELS)).round().astype(int))
+    for place in shown:
+        at = (cost[front[place]], score[front[place]])
+        axes.annotate(str(place + 1), at, (0, 5), textcoords="offset points", ha="center", size=7, color=_INK)
+    if cost.min() > 0 and cost.max() > 20 * cost.min():
+        axes.set_xscale("log", subs=(2, 5))
+        axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    top, low = score[front].max(), score[front].min()
+    room = 0.08 * (top - low) or 1.0
+    axes.set_ylim(max(score.min(), 3 * low - 2 * top) - room, top + 2 * room)
+    axes.set(xlabel=name, ylabel="guessed score", title=f"{len(front)} of {len(cost):,} on the front")
+    axes.legend(frameon=False, loc="lower right")

@@ -36,7 +36,6 @@ from nasengine.labelling import (
     drawn,
     label,
     summary,
-    table_text,
 )
 from nasengine.labels import read_architectures, read_source
 from nasengine.loop import Loop, Observer, describe_device, seeded
@@ -45,6 +44,7 @@ from nasengine.run_directory import CHECKPOINT, Run, read_record
 from nasengine.searching import TRAIN, open_search
 from nasengine.settings import plain
 from nasengine.space import Space
+from nasengine.tables import csv_text
 from nasengine.task import Task
 from nasengine.workers import Event, Watch, Work, checked_workers, perform
 
@@ -274,7 +274,7 @@ def _collect_by_parts(
     def note(work: Work, event: Event, done: int, total: int) -> None:
         if event in ("stood", "finished"):
             rows[int(work.directory.name)] = _rows(work.directory / LABELS)[0]
-            run.write_text(LABELS, table_text([rows[number] for number in sorted(rows)]))
+            run.write_text(LABELS, csv_text([rows[number] for number in sorted(rows)]))
         watch(work, event, done, total)
 
     works = [

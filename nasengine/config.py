@@ -173,6 +173,21 @@ class RunSettings:
         validate(self, "run")
 
 
+@dataclass(frozen=True, kw_only=True)
+class FrontSettings:
+    """How a Pareto front is searched: NSGA-II (Deb et al., IEEE Trans. Evol. Comput. 6(2), 2002)."""
+
+    against: str = setting("parameters", "costs that are weighed against the score, with commas between")
+    population: int = setting(100, "architectures of a generation", low=4)
+    generations: int = setting(40, "generations, with the first one", low=1)
+    max_params: int | None = setting(None, "most parameters of the network in its final form", low=1)
+    max_flops: int | None = setting(None, "most multiply-adds of the network in its final form", low=1)
+    seed: int = setting(0, "of all random numbers", low=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "front")
+
+
 def read_config(path: Path, verb: str) -> dict[str, Any]:
     """The configuration of a run of `verb`: of a run directory, or in a run.json."""
     record = read_record(path) if os.path.isdir(path) else read_run_json(path)

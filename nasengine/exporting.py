@@ -80,8 +80,7 @@ def export(
         MissingExtraError: what a format needs is not installed; nothing is written then.
         ExportError: a format cannot hold the network, or a file differs from it; nothing is written then.
     """
-    names = _resolve(formats)
-    check_packages(names)
+    names = checked_formats(formats)
     progress("opening", 0, 1)
     trained = open_training(run, task)
     progress("opening", 1, 1)
@@ -102,8 +101,13 @@ def export(
         raise
 
 
-def _resolve(formats: Sequence[str] | str) -> list[str]:
-    """The names of formats, each once, in the order in which they are written."""
+def checked_formats(formats: Sequence[str] | str) -> list[str]:
+    """The names of formats, each once, in the order in which they are written.
+
+    Raises:
+        UnknownNameError: there is no such format.
+        MissingExtraError: what a format needs is not installed.
+    """
     asked = [name.strip() for name in (formats.split(",") if isinstance(formats, str) else formats)]
     for name in asked:
         if name not in FORMATS:
@@ -111,7 +115,9 @@ def _resolve(formats: Sequence[str] | str) -> list[str]:
     if not asked:
         raise SettingError(f"An export must have a format of {', '.join(FORMATS)}, but got none; name one.")
     needed = {*asked, *(["safetensors"] if "py" in asked else [])}
-    return [name for name in FORMATS if name in needed]
+    names = [name for name in FORMATS if name in needed]
+    check_packages(names)
+    return names
 
 
 def _written(trained: Trained, names: Sequence[str], folder: Path, progress: Progress) -> dict[str, Path]:
@@ -165,7 +171,6 @@ def _record(
 ) -> dict[str, Any]:
     """What export.json says, of this export alone."""
     record, interface = trained.record, trained.interface
-    measure = f"test_{interface.measure}"
     packages = [package for name in files for package in PACKAGES.get(name, ())]
     return {
         "run": record["id"],
@@ -175,7 +180,7 @@ def _record(
         "architecture": str(trained.architecture),
         "genotype": trained.space.write(trained.architecture),
         "parameters": cost.parameters(trained.network),
-        measure: record["result"].get(measure),
+        **trained.scores,
         "interface": interface.plain(),
         "preprocessing": interface.preprocessing,
         "tolerance": TOLERANCE,

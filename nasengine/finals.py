@@ -17,7 +17,7 @@ FOLDER: Final = "final"
 
 
 @dataclass(frozen=True)
-class Trained:
+class Finalist:
     """The trainings of one candidate.
 
     Attributes:
@@ -74,7 +74,7 @@ def final_works(
 
 def train_finals(
     works: Mapping[tuple[int, int], Work], best: Sequence[Architecture], measure: str, workers: int | str, watch: Watch
-) -> list[Trained]:
+) -> list[Finalist]:
     """Makes all trainings that have not ended, and gives what came of them, by rank.
 
     Raises:
@@ -86,7 +86,7 @@ def train_finals(
         directories = tuple(work.directory for (place, _), work in works.items() if place == rank)
         whole = [read_record(path)["result"] for path in directories if ended(path) == "finished"]
         scores = tuple(float(result[f"valid_{measure}"]) for result in whole)
-        finals.append(Trained(rank, architecture, directories, scores))
+        finals.append(Finalist(rank, architecture, directories, scores))
     if not any(final.scores for final in finals):
         raise DivergedError(
             f"A final training must stay finite, but all {len(works)} diverged; start a new run with a "
@@ -95,7 +95,7 @@ def train_finals(
     return finals
 
 
-def winner(finals: Sequence[Trained], measure: str) -> tuple[Trained, Path]:
+def winner(finals: Sequence[Finalist], measure: str) -> tuple[Finalist, Path]:
     """The candidate with the best mean score, and the best of its trainings; of equal ones the better ranked."""
     best = max((final for final in finals if final.scores), key=lambda final: final.mean)
 

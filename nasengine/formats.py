@@ -111,10 +111,11 @@ class Writers:
 
     def _py(self, path: Path) -> None:
         trained, result = self.trained, self.trained.record["result"]
-        score = result[f"test_{trained.interface.measure}"]
+        name, score = next(iter(trained.scores.items()))
+        where = "the test set" if name.startswith("test_") else "what the training held out"
         about = (
             f"A network of the space {trained.space.name} for {trained.record['facts']['task']} with "
-            f"{result['parameters']:,} parameters, whose {trained.interface.measure.replace('_', ' ')} on the test set "
+            f"{result['parameters']:,} parameters, whose {trained.interface.measure.replace('_', ' ')} on {where} "
             f"was {score:.4g}; written by nasengine, it needs torch alone."
         )
         text = source(trained.network, trained.interface, about, trained.space.write(trained.architecture))

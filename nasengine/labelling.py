@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 import time
@@ -28,6 +26,7 @@ from nasengine.run_directory import Row, Run
 from nasengine.searching import TRAIN, SearchJob
 from nasengine.seeding import generator
 from nasengine.space import Space
+from nasengine.tables import csv_text
 from nasengine.task import Shapes, Task
 from nasengine.training import TrainJob
 from nasengine.trial import check_network
@@ -141,7 +140,7 @@ class Labelling:
     def add(self, number: int, row: LabelRow) -> Row:
         """Publishes a row; what of it is worth telling."""
         self.rows.append(row)
-        self.publish(table_text(self.rows))
+        self.publish(csv_text(self.rows))
         return {
             "score": row["score"],
             "label_epochs": row["epochs"],
@@ -152,17 +151,8 @@ class Labelling:
 
     def finish(self, run: Run) -> dict[str, Any]:
         del run
-        self.publish(table_text(self.rows))
+        self.publish(csv_text(self.rows))
         return summary(self.rows, self.passes)
-
-
-def table_text(rows: Sequence[LabelRow]) -> str:
-    """Rows as CSV."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def summary(rows: Sequence[LabelRow], epochs: int) -> dict[str, Any]:

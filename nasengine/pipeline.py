@@ -16,19 +16,19 @@ from nasengine.candidates import TABLE, candidate_table, chosen_rows, worth
 from nasengine.collecting import collect
 from nasengine.config import AnySpace, AnyTask, read_config
 from nasengine.errors import DivergedError, InterruptedRun
-from nasengine.finals import FOLDER, Trained, final_works, train_finals, winner
+from nasengine.finals import FOLDER, Finalist, final_works, train_finals, winner
 from nasengine.loop import Observer
 from nasengine.predictor import Predictor
 from nasengine.proposals import Origin
 from nasengine.proposing import ORIGIN, propose
 from nasengine.ranking import RANKING as RANKED
 from nasengine.ranking import rank
-from nasengine.run_directory import RECORD, Run, read_record
+from nasengine.run_directory import RECORD, Run, add_result, read_record
 from nasengine.run_plan import RunPlan, plan_run
 from nasengine.searching import search
 from nasengine.seeding import generator
 from nasengine.task import Task
-from nasengine.training import open_training
+from nasengine.training import score_on_test
 from nasengine.workers import checked_workers
 
 if TYPE_CHECKING:
@@ -257,7 +257,7 @@ class _Stages:
             "architecture": str(best.architecture),
         }
 
-    def _finals(self) -> list[Trained]:
+    def _finals(self) -> list[Finalist]:
         """The final trainings; those that have ended are left alone."""
         ranking = self._read(self.run.path / RANKING / RANKED).head(self.plan.settings.train)
         best = list(self.plan.search.space.from_table(ranking))
@@ -269,21 +269,23 @@ class _Stages:
     def _test(self) -> dict[str, Any]:
         """The one look at the test set."""
         measure = self.plan.task.measure.name
-        value = open_training(self.run.path / self.done["train"]["winner"], self.task).test_score()
+        path = self.run.path / self.done["train"]["winner"]
+        value = score_on_test(path, self.plan.task)
+        add_result(path, {f"test_{measure}": value, "test_size": len(self.plan.task.dataset.test_targets)})
         return {f"test_{measure}": value, "said": f"{_shown(measure, value)} on the test set, by the winner alone"}
 
     def _export(self) -> dict[str, Any]:
         from nasengine.exporting import export
 
-        formats = self.plan.settings.export.split(",")
-        made = export(self.run.path / self.done["train"]["winner"], formats, out=self.run.path / EXPORT)
-        return {"said": ", ".join(file.name for file in made.files)}
+        winner, formats = self.run.path / self.done["train"]["winner"], self.plan.settings.export
+        made = export(winner, formats, out=self.run.path / EXPORT, task=self.plan.task)
+        return {"said": f"{', '.join(file.name for file in made.files.values())}, each the same as the network"}
 
     def _report(self) -> dict[str, Any]:
         from nasengine.reporting import report
 
         self.run.update({"result": self._told()})
-        return {"said": str(report([self.run.path]).name)}
+        return {"said": str(report(self.run.path).name)}
 
     def _told(self) -> dict[str, Any]:
         """The result in run.json."""
@@ -302,7 +304,7 @@ class _Stages:
             "seconds": self.run.record["seconds"],
         }
 
-    def _write_table(self, finals: Sequence[Trained]) -> None:
+    def _write_table(self, finals: Sequence[Finalist]) -> None:
         keys = [name for name in self.plan.search.space.table_columns]
         proposed, ranking = self._proposed(), self._read(self.run.path / RANKING / RANKED)
         keys = [name for name in proposed if name in ranking and name in keys]

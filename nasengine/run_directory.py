@@ -6,7 +6,6 @@ whole. One process at a time holds the directory. Nothing that is read back can 
 
 from __future__ import annotations
 
-import csv
 import errno
 import hashlib
 import io
@@ -24,6 +23,8 @@ from filelock import FileLock, Timeout
 
 from nasengine.errors import RunError
 from nasengine.provenance import commit, versions
+from nasengine.tables import Row as Row
+from nasengine.tables import csv_text
 
 RECORD: Final = "run.json"
 CHECKPOINT: Final = "checkpoint.pt"
@@ -44,12 +45,11 @@ _PARTS: Final = {
     "train": ("space", "data", "train"),
     "collect": ("space", "data", "collect"),
     "rank": ("space", "predictor", "rank"),
+    "front": ("space", "front"),
     "propose": ("propose",),
     "run": ("space", "algo", "data", "search", "propose", "collect", "predictor", "rank", "train", "run"),
 }  # of a configuration
-_WHOLE: Final = {"rank", "propose"}  # verbs that begin anew where they were stopped
-
-Row = Mapping[str, float | int | str]
+_WHOLE: Final = {"rank", "propose", "front"}  # verbs that begin anew where they were stopped
 
 
 class Run:
@@ -69,7 +69,7 @@ class Run:
 
         Args:
             path: the directory.
-            verb: of the command line.
+            verb: one of nasengine, such as "search".
             config: the resolved configuration, plain values.
             facts: further entries of run.json that must be the same when the run goes on (what the data are).
         """
@@ -156,12 +156,7 @@ class Run:
 
     def write_history(self, rows: Sequence[Row]) -> None:
         """Replaces history.csv: one row an epoch, plain numbers."""
-        text = io.StringIO()
-        if rows:
-            writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        self.write_text(HISTORY, text.getvalue())
+        self.write_text(HISTORY, csv_text(rows))
 
     def write_text(self, name: str, text: str) -> None:
         """Replaces a text file of the directory."""
@@ -174,6 +169,13 @@ class Run:
     def write_file(self, name: str, write: Callable[[Path], object]) -> None:
         """Replaces a file of the directory by what `write` writes to the path it is given, of the same suffix."""
         replace_file(self.path / name, write)
+
+
+def add_result(path: Path, entries: Mapping[str, Any]) -> None:
+    """Adds entries to the result of a finished run. Raises RunError while another process holds it."""
+    lock = _locked(path)
+    with Run(path, read_record(path), lock) as run:
+        run.update({"result": {**run.record.get("result", {}), **entries}})
 
 
 def check_free(path: Path, verb: str) -> None:

@@ -17,11 +17,12 @@ from nasengine.config import (
     RunSettings,
     TrainSettings,
     plain_plugin,
+    resolve_plugin,
     resolve_settings,
-    resolve_space,
     split_assignments,
 )
 from nasengine.errors import SettingError
+from nasengine.exporting import checked_formats
 from nasengine.predictor import PREDICTORS, Predictor
 from nasengine.rank_plan import resolve_predictor
 from nasengine.registry import SPACES
@@ -84,9 +85,10 @@ def plan_run(
     base = {**shared, "valid_portion": 0.1, **stored.get("train", {})}
     train = resolve_settings(TrainSettings, base, given["train"], "train")
     _check(own, propose, train)
-    final = resolve_space(
-        search.space.final() if "final" not in stored else None, stored.get("final", {}), given["final"]
-    )
+    if own.export != "none":
+        checked_formats(own.export)
+    base_space = search.space.final() if "final" not in stored else None
+    final = resolve_plugin(SPACES, base_space, stored.get("final", {}), given["final"], "final")
     model = resolve_predictor(
         predictor, stored.get("predictor", {}), given["predictor"], search.space, search.task.shapes
     )

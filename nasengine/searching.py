@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,11 +42,13 @@ from nasengine.seeding import generator
 from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.supernet import Mixture, Supernet
+from nasengine.tables import csv_text
 from nasengine.task import Task
 from nasengine.trial import check_network
 
 GROUPS = ("space", "algo", "data", "search")
 INHERITED = "inherited.safetensors"
+WEIGHTS_OF_EPOCHS = "alphas.csv"
 TRAIN, VALID, WEIGHTS, ALPHAS, RECALIBRATION, DERIVE = range(6)  # streams of random numbers
 
 
@@ -102,6 +104,8 @@ class SearchJob:
             alphas = generator(settings.seed, ALPHAS)
             self.state = algorithm.init(supernet, alphas, self.epochs * self.steps_per_epoch)
         self.architecture: Architecture | None = None
+        self.weights: list[dict[str, float]] = []
+        self.publish: Callable[[Sequence[Row]], object] = lambda rows: None
 
     def step(self, step: int) -> dict[str, Tensor]:
         train, valid = self.train[step], self.valid[step]
@@ -130,6 +134,7 @@ class SearchJob:
             if text:
                 self.observer.note(text)
         full, mixture = self.algorithm.supernet(self.state), self.algorithm.mixture(self.state)
+        self._note_weights(epoch, full, mixture)
         supernet, derived = self.judge.supernet(full, mixture), self.judge.subnet(full, architecture)
         return {
             f"supernet_{self.task.measure.name}": supernet,
@@ -178,11 +183,25 @@ class SearchJob:
         return {
             "algorithm": state_dict(self.state),
             "architecture": str(self.architecture) if self.architecture else "",
+            "weights": self.weights,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         load_state_dict(self.state, state["algorithm"])
         self.architecture = Architecture.parse(state["architecture"]) if state["architecture"] else None
+        self.weights = list(state.get("weights", []))
+
+    def _note_weights(self, epoch: int, full: Supernet, mixture: Mixture) -> None:
+        """Adds the row of an epoch to alphas.csv: the weights of all soft choices."""
+        soft = {label: row.tolist() for label, row in mixture.items() if isinstance(row, Tensor)}
+        named = {
+            f"{label}={option}": round(weight, 6)
+            for label, row in soft.items()
+            for option, weight in zip(full.choices[label].options, row, strict=True)
+        }
+        if named:
+            self.weights.append({"epoch": epoch, **named})
+            self.publish(self.weights)
 
     def _known(self, architecture: Architecture) -> dict[str, float]:
         """What the benchmark says of an architecture, nothing without one."""
@@ -308,6 +327,7 @@ def search(
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "search", plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
+        job.publish = lambda rows: run.write_text(WEIGHTS_OF_EPOCHS, csv_text(rows))
         result = Loop(run, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         architecture = Architecture.parse(result["architecture"])
         return SearchResult(path, architecture, str(result["genotype"]), run.record)

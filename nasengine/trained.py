@@ -44,6 +44,12 @@ class Trained:
     interface: Interface
     network: nn.Module
 
+    @property
+    def scores(self) -> dict[str, float]:
+        """What was measured of it, as test_<measure>, valid_<measure>, or both."""
+        names = [f"{part}_{self.interface.measure}" for part in ("test", "valid")]
+        return {name: float(self.record["result"][name]) for name in names if name in self.record["result"]}
+
 
 def open_training(run: Path | str, task: AnyTask | None = None) -> Trained:
     """The finished training in a run directory, or the winner of a pipeline.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,19 +23,19 @@ from nasengine.config import (
     TrainSettings,
     read_config,
     resolve_device,
+    resolve_settings,
 )
 from nasengine.errors import RunError, SettingError
 from nasengine.evaluation import evaluating, score
 from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.operations import DropPath
-from nasengine.run_directory import CHECKPOINT, Run, read_record
+from nasengine.run_directory import CHECKPOINT, Run
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.space import Space
 from nasengine.task import Augment, Task
 from nasengine.train_plan import TrainPlan, plan_training
-
-NETWORK: Final = "network.safetensors"
+from nasengine.trained import NETWORK, open_training
 
 
 @dataclass(frozen=True)
@@ -233,29 +233,19 @@ def train(
         return TrainResult(path, test, valid, directory.record)
 
 
-def open_training(path: Path | str, task: AnyTask | None = None) -> TrainJob:
-    """A finished training, with the network that it left.
-
-    Args:
-        path: its run directory.
-        task: its data again, where they were a Task.
+def score_on_test(path: Path | str, task: Task) -> float:
+    """The mean of the task's measure over the test set, for the network of a finished training.
 
     Raises:
         RunError: there is none that is finished, or its network is damaged.
     """
-    path = Path(path)
-    plan = plan_training(task=task, config=read_config(path, "train"))
-    if read_record(path)["status"] != "finished":
-        raise RunError(f"A training must be finished to be opened, but the one in {path} is not; go on with --resume.")
-    job = TrainJob(plan.space, plan.architecture, plan.task, plan.settings)
-    try:
-        job.network.load_state_dict(load_file(path / NETWORK, device=str(job.device)))
-    except (OSError, SafetensorError, RuntimeError):
-        raise RunError(
-            f"A finished training must have its weights in {path / NETWORK}, but they are missing or damaged; train "
-            "again."
-        ) from None
-    return job
+    trained = open_training(path, task)
+    settings = resolve_settings(TrainSettings, trained.record["config"]["train"], {}, "train")
+    device = resolve_device(settings.device)
+    network, data = on_device(trained.network, device), task.dataset
+    batches = evaluation_batches(task, data.test_inputs, data.test_targets, 2 * settings.batch_size, device)
+    with evaluating(network):
+        return score(network, batches, task.measure)
 
 
 def _inherited(plan: TrainPlan, run: Path | str | None) -> dict[str, Tensor]:

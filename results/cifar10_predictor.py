@@ -29,7 +29,7 @@ import nasengine
 from nasengine.architecture import Architecture
 from nasengine.seeding import generator
 from nasengine.task import DataSettings, Task, load_task
-from nasengine.training import open_training
+from nasengine.training import score_on_test
 from search_spaces.nasbench201 import NASBench201
 
 HERE = Path(__file__).resolve().parent
@@ -135,7 +135,7 @@ def go(way: str, seed: int, out: Path, search: Path, task: Task, table: str) -> 
         "seconds": round(seconds, 1),
         "trained": len(under_way.scores),
         "valid_accuracy": valid,
-        "test_accuracy": open_training(path, task).test_score(),
+        "test_accuracy": score_on_test(path, task),
         "own_test_accuracy": own_test(under_way),
         "benchmark_test_accuracy": accuracies(architecture)["cifar10_test_accuracy"],
         "cell": SPACE.write(architecture),
@@ -145,7 +145,7 @@ def go(way: str, seed: int, out: Path, search: Path, task: Task, table: str) -> 
 def own_test(way: Way) -> float | None:
     """Of the search's own choice, where it was trained first."""
     first = way.scores[0][1]
-    return open_training(first, way.task).test_score() if way.out.name in ("way-2", "way-3") else None
+    return score_on_test(first, way.task) if way.out.name in ("way-2", "way-3") else None
 
 
 def predicted(way: Way, search: Path, labels: list[str], inherit: bool) -> None:

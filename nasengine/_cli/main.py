@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, export, propose, rank, search, show, train
+from nasengine._cli import benchmark, collect, export, front, propose, rank, report, search, show, train
 from nasengine._cli import list as list_
 from nasengine._cli import run as run_
 
@@ -32,6 +32,8 @@ app.command("propose", epilog=propose.EPILOG)(propose.propose)
 app.command("export", epilog=export.EPILOG)(export.export)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
+app.command("front", epilog=front.EPILOG)(front.front)
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
 app.add_typer(benchmark.app, name="benchmark")

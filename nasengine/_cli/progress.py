@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,11 +15,11 @@ from rich.progress import Progress as Bar
 from nasengine.drawing import text
 from nasengine.listing import show
 from nasengine.loop import Job, Observer
-from nasengine.registry import SPACES
+from nasengine.pricing import COSTS
 from nasengine.run_directory import Row, Run
-from nasengine.settings import plain
 
 if TYPE_CHECKING:
+    from nasengine.pareto import FrontResult
     from nasengine.ranking import RankResult
 
 _PARTS = ("train", "valid", "supernet", "derived", "test")  # begin the names of the columns with the measure
@@ -33,6 +32,7 @@ _COUNTED = {
     "fitting": "the predictor",
     "evaluating": "by {:,} fits",
     "ranking": "{:,} different architectures",
+    "evolving": "{:,} generations",
     "writing": "files",
     "opening": "the network",
     "exporting": "{:,} formats",
@@ -171,6 +171,7 @@ class StageProgress:
 
 def print_ranking(result: RankResult) -> None:
     """The best candidates, what was measured, where the files are, and what to do next."""
+    from nasengine.commands import training_command
     from nasengine.ranking import FILES
 
     shown, found = min(_SHOWN, len(result.texts)), result.record["result"]
@@ -189,7 +190,7 @@ def print_ranking(result: RankResult) -> None:
         typer.echo(f"{len(result.proposals)} to label next, none of them labelled: next.csv")
     files = [name for name in FILES if (result.path / name).exists()]
     typer.echo(f"seconds: {found['seconds']:,.1f}\nin {result.path}: {', '.join(['run.json', *files])}")
-    typer.echo(f"train the first: {_training(result)}")
+    typer.echo(f"train the first: {training_command(result.record['config'], result.texts[0])}")
 
 
 def _print_measures(found: Mapping[str, Any]) -> None:
@@ -203,21 +204,32 @@ def _print_measures(found: Mapping[str, Any]) -> None:
     typer.echo(found["advice"])
 
 
-def _training(result: RankResult) -> str:
-    """The command that trains the first candidate on its own."""
-    config = result.record["config"]
-    space, data = dict(config["space"]), config.get("data", {}).get("name")
-    name = space.pop("name")
-    defaults = plain(SPACES[name]())
-    changed = [f"--set space.{key}={_value(value)}" for key, value in space.items() if defaults[key] != value]
-    parts = ["nasengine train --space", shlex.quote(name), "--genotype", shlex.quote(result.texts[0]), *changed]
-    return " ".join([*parts, "--data", shlex.quote(data) if data else "YOUR_DATA"])
+def print_front(result: FrontResult) -> None:
+    """The front, where the files are, and what to do next."""
+    from nasengine.commands import training_command
+    from nasengine.pareto import FILES
+
+    shown, names = min(_SHOWN, len(result.texts)), [name for name in COSTS if name in result.front]
+    typer.echo(f"\n{'score':>10}   {'':9}{''.join(f'  {_heading(name):>15}' for name in names)}  architecture")
+    for row in range(shown):
+        entry = result.front.iloc[row]
+        costs = "".join(f"  {_cost(name, float(entry[name])):>15}" for name in names)
+        typer.echo(f"{entry['score']:>10.5g} ± {entry['uncertainty']:<9.2g}{costs}  {result.texts[row]}")
+    if shown < len(result.texts):
+        typer.echo(f"  … {len(result.texts) - shown} more in front.csv")
+    found, best = result.record["result"], int(result.front["score"].to_numpy().argmax())
+    typer.echo(f"\n{found['points']} of {found['evaluated']:,} architectures are on the front; scores are guessed")
+    typer.echo(f"seconds: {found['seconds']:,.1f}\nin {result.path}: {', '.join(['run.json', *FILES])}")
+    typer.echo(f"train the best: {training_command(result.record['config'], result.texts[best])}")
 
 
-def _value(value: object) -> str:
-    if isinstance(value, (tuple, list)):
-        return ",".join(map(str, value))
-    return shlex.quote(str(value).lower() if isinstance(value, bool) or value is None else str(value))
+def _heading(cost: str) -> str:
+    return {"latency": "latency (ms)", "memory": "memory (MB)"}.get(cost, cost.replace("_", "-"))
+
+
+def _cost(name: str, value: float) -> str:
+    scale = {"latency": 1e3, "memory": 1e-6}.get(name)
+    return f"{value * scale:,.3f}" if scale else f"{value:,.0f}"
 
 
 def print_labels(path: Path, record: Mapping[str, Any]) -> None:

@@ -44,3 +44,13 @@ def _ended(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ended(_ended: Path, tmp_path: Path) -> Path:
     """A copy of the directory of a search that is finished, with its finished training in final/."""
     return Path(shutil.copytree(_ended, tmp_path / "ended"))
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a finished pipeline, not to be changed."""
+    from tests.nasengine.reports import make_pipeline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch.utils.tensorboard", None)
+        return make_pipeline(tmp_path_factory.mktemp("pipelines") / "pipeline")

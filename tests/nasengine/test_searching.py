@@ -12,10 +12,11 @@ import nasengine
 from nasengine.alphas import entropy
 from nasengine.architecture import Architecture
 from nasengine.config import SearchSettings
-from nasengine.errors import DivergedError, RunError, SettingError, UnknownNameError
+from nasengine.errors import DivergedError, InterruptedRun, RunError, SettingError, UnknownNameError
 from nasengine.loop import Observer
 from nasengine.run_directory import Row
 from nasengine.searching import SearchJob, plan_search
+from nasengine.tables import read_rows
 from search_spaces.darts import DARTS
 from tests.nasengine.runs import SEARCH, assert_same_run, contents, history, record, same, state
 
@@ -32,9 +33,15 @@ class Notes(Observer):
         self.rows.append(row)
 
 
+class Stopping(Observer):
+    def saved(self, step: int) -> None:
+        raise InterruptedRun("enough")
+
+
 def test_what_a_run_leaves(ended: Path) -> None:
     assert {name for name in contents(ended) if "/" not in name} == {
-        *("run.json", "history.csv", "checkpoint.pt", "architecture.txt", "genotype.txt", "cells.svg", "cells.png")
+        *("run.json", "history.csv", "alphas.csv", "checkpoint.pt", "architecture.txt", "genotype.txt"),
+        *("cells.svg", "cells.png"),
     }
     found = Architecture.parse((ended / "architecture.txt").read_text())
     space = DARTS(channels=2, layers=3, nodes=1)
@@ -80,6 +87,27 @@ def test_entropy_column(ended: Path) -> None:
     rows = {f"{name}{index}": row for name, table in tables.items() for index, row in enumerate(table)}
     assert len(rows) == 4
     assert float(history(ended)[-1]["alpha_entropy"]) == pytest.approx(entropy(rows), abs=1e-12)
+
+
+def test_weights_of_every_epoch(ended: Path, small: str, tmp_path: Path) -> None:
+    rows = read_rows(ended / "alphas.csv")
+    assert [row["epoch"] for row in rows] == ["1", "2"] and len(rows[0]) == 1 + 2 * 2 * 8
+    assert list(rows[0])[1] == "normal/0-2=none"
+    last = [float(value) for name, value in rows[1].items() if name.startswith("normal/0-2=")]
+    table = torch.softmax(state(ended)["job"]["algorithm"]["alphas"]["tables.normal-8"], -1)[0]
+    assert last == pytest.approx(table.tolist(), abs=1e-6) and sum(last) == pytest.approx(1, abs=1e-5)
+    half = tmp_path / "half"
+    with pytest.raises(InterruptedRun):
+        nasengine.search(task=small, settings=SEARCH, out=half, observer=Stopping())
+    assert read_rows(half / "alphas.csv") == rows[:1]
+    nasengine.search(out=half, resume=True)
+    assert (half / "alphas.csv").read_bytes() == (ended / "alphas.csv").read_bytes()
+
+
+def test_hard_choices_have_no_weights(small: str, tmp_path: Path) -> None:
+    settings = ("search.epochs=1", "search.batch_size=8", "search.device=cpu")
+    found = nasengine.search("transformer", "deps", small, settings=settings, out=tmp_path / "run")
+    assert not (found.path / "alphas.csv").exists()
 
 
 def test_changes_and_skip_connections_are_told(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

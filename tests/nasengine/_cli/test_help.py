@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import benchmark, collect, export, rank, search, show, train
+from nasengine._cli import benchmark, collect, export, front, rank, report, search, show, train
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -46,6 +46,18 @@ PAGES = {
         "Rank a space by a predictor that is fitted to a few labels.",
         rank.EPILOG,
         "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config "
+        "--out --help",
+    ),
+    "front": (
+        "Usage: nasengine front [OPTIONS] [RANKING]",
+        "Search the best trade-offs between guessed score and cost.",
+        front.EPILOG,
+        "--against --population --generations --max-params --max-flops --seed --set --config --out --help",
+    ),
+    "report": (
+        "Usage: nasengine report [OPTIONS] [RUN]...",
+        "Make one HTML file of what runs found, to look at and to send.",
+        report.EPILOG,
         "--out --help",
     ),
     "show": (
@@ -101,10 +113,11 @@ def test_help_is_light(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
-        "verbs = [[], ['search'], ['train'], ['export'], ['collect'], ['rank'], ['show'], ['list']]\n"
-        "codes = [main([*verb, '--help']) for verb in verbs]\n"
-        "assert codes == [0] * 8\n"
-        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow'} & set(sys.modules)\n"
+        "verbs = 'run search train propose export collect rank front report show list'.split()\n"
+        "codes = [main([*verb, '--help']) for verb in [[], *([verb] for verb in verbs)]]\n"
+        "assert codes == [0] * 12\n"
+        "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow', 'pymoo', 'plotly'}\n"
+        "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(root)}

@@ -1,0 +1,45 @@
+"""Command lines that repeat something: what to type to train one architecture."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from nasengine.config import TrainSettings
+from nasengine.errors import NasengineError
+from nasengine.registry import SPACES
+from nasengine.settings import plain
+from nasengine.task import DataSettings
+
+
+def training_command(config: Mapping[str, Any], text: str) -> str:
+    """The command that trains an architecture on its own.
+
+    Args:
+        config: of the run that it comes from: space, and where there are, data and train.
+        text: the architecture as `Space.write` has it.
+    """
+    space, data = dict(config["space"]), dict(config.get("data", {}))
+    name, source = str(space.pop("name")), data.pop("name", None)
+    changed = [
+        f"--set space.{key}={_value(value)}" for key, value in space.items() if _defaults(name).get(key) != value
+    ]
+    for group, kind in (("data", DataSettings), ("train", TrainSettings)):
+        values, usual = data if group == "data" else dict(config.get("train", {})), plain(kind())
+        changed += [f"--set {group}.{key}={_value(value)}" for key, value in values.items() if usual.get(key) != value]
+    parts = ["nasengine train --space", shlex.quote(name), "--genotype", shlex.quote(text), *changed]
+    return " ".join([*parts, "--data", shlex.quote(str(source)) if source else "YOUR_DATA"])
+
+
+def _defaults(name: str) -> dict[str, Any]:
+    try:
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain(SPACES[name]()).items()}
+    except (NasengineError, TypeError):  # a file that is not here, a space with settings that must be given
+        return {}
+
+
+def _value(value: object) -> str:
+    if isinstance(value, (tuple, list)):
+        return ",".join(map(str, value))
+    return shlex.quote(str(value).lower() if isinstance(value, bool) or value is None else str(value))
