@@ -175,7 +175,7 @@ def _record(
         "architecture": str(trained.architecture),
         "genotype": trained.space.write(trained.architecture),
         "parameters": cost.parameters(trained.network),
-        measure: record["result"].get(measure),
+        measure: record.get("result", {}).get(measure),
         "interface": interface.plain(),
         "preprocessing": interface.preprocessing,
         "tolerance": TOLERANCE,
