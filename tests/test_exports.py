@@ -18,6 +18,8 @@ from nasengine.trained import Trained
 from tests.nasengine.exports import assert_generated, batches, interface_of, unsettled
 from tests.search_spaces.test_contract import SMALL
 
+torch.set_num_threads(1)
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 IMAGES = Shapes((3, 8, 8), 4)
 OTHERS = {"images.py:SmallCNN": IMAGES, "signals.py:SignalNet": Shapes((1, 24), 3), "tables.py:MLP": Shapes((5,), 2)}
