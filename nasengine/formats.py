@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from safetensors.torch import save
 
+from nasengine import cost
 from nasengine.errors import ExportError, MissingExtraError
 from nasengine.seeding import generator
 from nasengine.source import source
@@ -110,13 +111,13 @@ class Writers:
             ) from error
 
     def _py(self, path: Path) -> None:
-        trained, result = self.trained, self.trained.record["result"]
-        name, score = next(iter(trained.scores.items()))
+        trained, measure = self.trained, self.trained.interface.measure
+        name, score = next(iter(trained.scores.items()), ("", 0.0))
         where = "the test set" if name.startswith("test_") else "what the training held out"
+        judged = f", whose {measure.replace('_', ' ')} on {where} was {score:.4g}" if name else ""
         about = (
-            f"A network of the space {trained.space.name} for {trained.record['facts']['task']} with "
-            f"{result['parameters']:,} parameters, whose {trained.interface.measure.replace('_', ' ')} on {where} "
-            f"was {score:.4g}; written by nasengine, it needs torch alone."
+            f"A network of the space {trained.space.name} for {trained.record['facts'].get('task', 'data of yours')} "
+            f"with {cost.parameters(trained.network):,} parameters{judged}; written by nasengine, it needs torch alone."
         )
         text = source(trained.network, trained.interface, about, trained.space.write(trained.architecture))
         path.write_text(text, encoding="utf-8")

@@ -26,8 +26,8 @@ class Interface:
         outputs: how many numbers come out, one a class or one a target.
         vocabulary: how many tokens there are; 0 where the inputs are no tokens.
         dtype: of the inputs before they are standardised: uint8, float32 or int64.
-        mean: of each channel, in the units of those inputs.
-        std: the standard deviation of each channel.
+        mean: of each channel, in the units of those inputs; empty for tokens.
+        std: the standard deviation of each channel; empty for tokens.
         classes: the names of the classes or targets.
         regression: whether the outputs are numbers to predict in place of scores of classes.
         measure: the name of what the network was judged by.
@@ -46,13 +46,13 @@ class Interface:
     @classmethod
     def of(cls, task: Task) -> Interface:
         """That of the networks of a task."""
-        mean, std = task.normalisation
         data, shapes = task.dataset, task.shapes
+        mean, std = ((), ()) if shapes.vocabulary else (tuple(moment.tolist()) for moment in task.normalisation)
         return cls(
             **vars(shapes),
             dtype=str(data.train_inputs.dtype).removeprefix("torch."),
-            mean=tuple(mean.tolist()),
-            std=tuple(std.tolist()),
+            mean=mean,
+            std=std,
             classes=data.classes,
             regression=data.is_regression,
             measure=task.measure.name,
@@ -110,7 +110,8 @@ class Interface:
             raise TypeError
         if self.dtype not in _RAW or (self.dtype == "int64") != (self.vocabulary > 0):
             raise TypeError
-        if not {len(self.mean), len(self.std)} == {self.input[0]} or len(self.classes) != self.outputs:
+        channels = 0 if self.vocabulary else self.input[0]
+        if not {len(self.mean), len(self.std)} == {channels} or len(self.classes) != self.outputs:
             raise TypeError
         texts = [self.measure, *self.classes]
         if not all(isinstance(text, str) for text in texts) or type(self.regression) is not bool:

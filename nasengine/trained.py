@@ -48,7 +48,8 @@ class Trained:
     def scores(self) -> dict[str, float]:
         """What was measured of it, as test_<measure>, valid_<measure>, or both."""
         names = [f"{part}_{self.interface.measure}" for part in ("test", "valid")]
-        return {name: float(self.record["result"][name]) for name in names if name in self.record["result"]}
+        result = self.record.get("result", {})
+        return {name: float(result[name]) for name in names if name in result}
 
 
 def open_training(run: Path | str, task: AnyTask | None = None) -> Trained:

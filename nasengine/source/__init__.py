@@ -14,7 +14,7 @@ import numpy as np
 from torch import nn
 
 from nasengine.interface import Interface
-from nasengine.source.calls import quoted
+from nasengine.source.calls import documented, quoted
 from nasengine.source.classes import WIDTH, Classes
 from nasengine.source.recording import record
 from nasengine.source.template import NUMBERS, TEMPLATE, TOKENS
@@ -36,7 +36,7 @@ def source(network: nn.Module, interface: Interface, about: str, architecture: s
     root = classes.write(classes.recording.network, "")
     modules = "\n\n\n".join(classes.texts)
     values = {
-        "ABOUT": "\n".join(textwrap.wrap(about, WIDTH)),
+        "ABOUT": "\n".join(textwrap.wrap(documented(about), WIDTH)),
         "OUTPUTS": f"(batch, {interface.outputs}): a {'number a target' if interface.regression else 'score a class'}",
         "COLLECTIONS": "from collections import OrderedDict\n" if "OrderedDict(" in modules else "",
         "TYPING": "from typing import Any\n" if re.search(r"\bAny\b", modules) else "",

@@ -85,6 +85,11 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def documented(text: str) -> str:
+    """A text as it stands inside a docstring."""
+    return text.replace("\\", "\\\\").replace('"', '\\"')
+
+
 def annotation(value: object) -> str:
     """The type of an argument or a result, as it is annotated."""
     if isinstance(value, Tensor):

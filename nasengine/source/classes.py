@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.errors import ExportError
-from nasengine.source.calls import is_sequence, quoted
+from nasengine.source.calls import documented, is_sequence, quoted
 from nasengine.source.frames import MOST_NUMBERS
 from nasengine.source.recording import Recording
 from nasengine.source.statements import statements, unused
@@ -166,6 +166,6 @@ def _parameter(parameter: Any) -> str:
 
 
 def _doc(paths: list[str]) -> str:
-    where = ", ".join(path or "the whole network" for path in paths)
+    where = documented(", ".join(path or "the whole network" for path in paths))
     lines = textwrap.wrap(f'"""{where[:1].upper() + where[1:] if paths == [""] else where}."""', WIDTH - 4)
     return "\n".join(f"    {line}" for line in lines) + "\n"

@@ -31,14 +31,15 @@ def unsettled(network: nn.Module, seed: int = 0) -> nn.Module:
 
 def interface_of(shapes: Shapes) -> Interface:
     """That of a network for shapes: images where there are three dimensions, else numbers, or tokens."""
+    channels = 0 if shapes.vocabulary else shapes.input[0]
     kind = "int64" if shapes.vocabulary else "uint8" if len(shapes.input) == 3 else "float32"
     return Interface(
         input=shapes.input,
         outputs=shapes.outputs,
         vocabulary=shapes.vocabulary,
         dtype=kind,
-        mean=tuple(0.5 * channel for channel in range(shapes.input[0])),
-        std=tuple(2.0 + channel for channel in range(shapes.input[0])),
+        mean=tuple(0.5 * channel for channel in range(channels)),
+        std=tuple(2.0 + channel for channel in range(channels)),
         classes=tuple(f"class {number}" for number in range(shapes.outputs)),
         regression=False,
         measure="accuracy",

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from torch import Tensor
 
 from nasengine import exporting
+from nasengine.trained import load_network
 from tests.nasengine._cli.conftest import Run
 from tests.nasengine.runs import contents, record
 
@@ -14,6 +16,11 @@ Refuse = Callable[..., str]
 
 
 def test_what_is_written_is_told_with_how_to_load_it(cli: Run, ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answers(files: Mapping[str, Path], inputs: list[Tensor]) -> dict[str, list[Tensor]]:
+        network = load_network(files["safetensors"])
+        return {name: [network(batch) for batch in inputs] for name in files}
+
+    monkeypatch.setattr(exporting, "reload", answers)
     code, out, err = cli("export", ended / "final", "--format", "py", "--out", "out")
     assert code == 0, err
     lines = out.splitlines()

@@ -227,7 +227,9 @@ def test_preprocessing_is_that_of_the_task_to_the_bit(shapes: Shapes, tmp_path: 
 def test_texts_of_others_stay_texts(tmp_path: Path) -> None:
     classes = ("it's", 'a "b"', "@MEAN@", "\\n", "ä")
     interface = Interface(**{**vars(interface_of(Shapes((5,), 5))), "classes": classes})
-    text = source(unsettled(nn.Sequential(nn.Linear(5, 5))), interface, "about", 'x="""@STD@' + "long words " * 40)
+    rude = 'about """ \\N and "'
+    text = source(unsettled(nn.Sequential(nn.Linear(5, 5))), interface, rude, 'x="""@STD@' + "long words " * 40)
+    assert (ast.get_docstring(ast.parse(text)) or "").startswith(rude + "\n")
     (tmp_path / "model.py").write_text(text, encoding="utf-8")
     found = {node.targets[0].id: node.value for node in ast.parse(text).body if isinstance(node, ast.Assign)}
     assert ast.literal_eval(found["CLASSES"]) == classes
