@@ -70,6 +70,18 @@ def ranks_of_environment(environment: Mapping[str, str]) -> Ranks:
     return Ranks(numbers[0], numbers[1], numbers[2])
 
 
+def require_one_process(what: str) -> None:
+    """Raises ParallelError where torchrun started several processes of what is for one."""
+    world = ranks_of_environment(os.environ).world
+    if world > 1:
+        raise _shared(
+            ParallelError(
+                f"Only 'nasengine search' divides its work among the processes of torchrun, but {world} of '{what}' "
+                "were started; start it without torchrun."
+            )
+        )
+
+
 def start(wait_seconds: float = WAIT_SECONDS) -> Ranks:
     """Meets the other processes of torchrun, once a process; one process where nothing says that there are more.
 
