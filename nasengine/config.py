@@ -47,6 +47,9 @@ class SearchSettings:
     benchmark: None | str = setting(  # noqa: RUF036
         None, "table of the space's known accuracies: every epoch's cell is looked up"
     )
+    norms: Literal["batch", "shard"] = setting(
+        "batch", "several processes: batch norms over the whole batch, or over the part of each, with few exchanges"
+    )
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within an epoch", low=0)
 
     def __post_init__(self) -> None:

@@ -135,7 +135,7 @@ class SearchJob:
         if self.ranks.world == 1:
             yield
             return
-        with sharded(self.ranks), seeded(self.settings.seed, NOISE, step, self.ranks.rank):
+        with sharded(self.ranks, self.settings.norms), seeded(self.settings.seed, NOISE, step, self.ranks.rank):
             yield
 
     def _of_all(self, row: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ of `backward()`, whereas algorithms take `torch.autograd.grad`, at virtual weigh
 
 Batch norms take the statistics of the whole batch: every call of `F.batch_norm` within `sharded` exchanges means and
 variances, by one exchange forward and one backward. torch's SyncBatchNorm is not used: it takes no tensors on the CPU,
-and has no second derivatives.
+and has no second derivatives. With `norms="shard"` they take those of a shard, which is another search, without these
+exchanges; running statistics are then the means over the processes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,22 +35,31 @@ _apart: ContextVar[bool] = ContextVar("nasengine_apart", default=False)
 
 
 @contextmanager
-def sharded(ranks: Ranks) -> Iterator[None]:
-    """A block in which every process computes on its shard of a batch; nothing changes where there is one process."""
+def sharded(ranks: Ranks, norms: Literal["batch", "shard"] = "batch") -> Iterator[None]:
+    """A block in which every process computes on its shard of a batch; nothing changes where there is one process.
+
+    Args:
+        ranks: of this process.
+        norms: whether batch norms are over the whole batch, or over a shard.
+    """
     if ranks.world == 1:
         yield
         return
-    token = _ranks.set(ranks)
+    token, statistics = _ranks.set(ranks), _Norms(ranks.world, norms == "batch")
     try:
-        with _WholeBatchNorm(ranks.world):
+        with statistics:
             yield
     finally:
         _ranks.reset(token)
+    statistics.unite()
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """A block within `sharded` for passes that differ between processes: batch norms take the statistics of a shard."""
+    """A block within `sharded` for passes that differ between processes: batch norms are over a shard.
+
+    Only for virtual passes, which leave no running statistics.
+    """
     token = _apart.set(True)
     try:
         yield
@@ -163,17 +173,45 @@ def _like(values: Tensor, form: _Form) -> Tensor:
 # Batch norm
 
 
-class _WholeBatchNorm(TorchFunctionMode):
-    """Batch norms of the whole batch in place of `F.batch_norm`."""
+class _Norms(TorchFunctionMode):
+    """Batch norms over the whole batch in place of `F.batch_norm`, or equal running statistics after those of shards.
 
-    def __init__(self, world: int) -> None:
+    Args:
+        world: how many processes there are.
+        whole: over the whole batch.
+    """
+
+    def __init__(self, world: int, whole: bool) -> None:
         super().__init__()
-        self._world = world
+        self._world, self._whole = world, whole
+        self._moved: list[Tensor] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm and not _apart.get():
-            return _batch_norm(self._world, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        if func is not F.batch_norm or _apart.get():
+            return func(*args, **(kwargs or {}))
+        return (_batch_norm if self._whole else self._of_shard)(self._world, *args, **(kwargs or {}))
+
+    def _of_shard(
+        self,
+        world: int,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        *rest: Any,
+        **more: Any,
+    ) -> Tensor:
+        del world
+        self._moved += [statistic for statistic in (running_mean, running_var) if statistic is not None]
+        return F.batch_norm(input, running_mean, running_var, *rest, **more)
+
+    def unite(self) -> None:
+        """Replaces running statistics of shards by their means."""
+        if self._moved:
+            with torch.no_grad():
+                sizes = [len(statistic) for statistic in self._moved]
+                flat = sum_over_ranks(torch.cat(self._moved)).div_(self._world)
+                for statistic, mean in zip(self._moved, torch.split(flat, sizes), strict=True):
+                    statistic.copy_(mean)
 
 
 def _batch_norm(
