@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -248,10 +249,18 @@ def _answered() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ParallelError(
-            f"All {dist.get_world_size()} processes must go on, but rank {dist.get_rank()} lost another one, which "
-            f"ended or did not answer in time ({errors.reason(error)[:120]}); what was saved is whole: start them "
-            "again with --resume."
+            f"All {dist.get_world_size()} processes must go on, but rank {dist.get_rank()} lost another one, "
+            f"{_how(str(error))}; what was saved is whole: start all of them again with --resume."
         ) from None
+
+
+def _how(said: str) -> str:
+    """What the libraries say of an exchange that failed, in words; as they say it where that is unknown."""
+    if re.search(r"time[d ]*out", said, re.IGNORECASE):
+        return "which did not answer in time"
+    if re.search(r"connection|peer|reset|broken pipe", said, re.IGNORECASE):
+        return "which ended"
+    return f"as {errors.reason(RuntimeError(said))[:200]!r} says"
 
 
 def _shared(error: NasengineError) -> NasengineError:
