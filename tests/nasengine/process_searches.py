@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import nasengine
-from nasengine.errors import InterruptedRun, ParallelError, RunError
+from nasengine.errors import InterruptedRun, NasengineError, ParallelError, RunError
 from nasengine.loop import Observer
 from nasengine.parallel import ALONE, Ranks
 from nasengine.searching import SearchJob, SearchResult
@@ -48,6 +48,34 @@ class Seen(Observer):
 def begin(out: Path, observer: Observer | None = None) -> SearchResult:
     """The search."""
     return nasengine.search(SPACE, task="digits", settings=SETTINGS, out=out, observer=observer)
+
+
+FAILURES: Mapping[str, tuple[str, ...]] = {
+    "other": ("search.seed=1",),
+    "bad": ("search.epochs=0",),
+    "drifted": (),
+}
+"""Settings of rank 1 with which a search of two processes fails; in the last one, its weights change besides."""
+
+
+def failure(changes: tuple[str, ...], ranks: Ranks, out: Path) -> list[Any]:
+    """Kind and text of the error of a search in which rank 1 does something else."""
+    step = SearchJob.step
+
+    def spoiled(job: SearchJob, place: int) -> dict[str, Tensor]:
+        found = step(job, place)
+        next(job.state.train_copy.parameters()).data.mul_(1.001)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        if ranks.rank == 1 and not changes:
+            patch.setattr(SearchJob, "step", spoiled)
+        try:
+            settings = (*SETTINGS, *(changes if ranks.rank == 1 else ()))
+            nasengine.search(SPACE, task="digits", settings=settings, out=out)
+        except NasengineError as error:
+            return [type(error).__name__, str(error), error.shared]
+    return []
 
 
 def with_signal(number: int, run: Callable[[], object]) -> None:
@@ -82,6 +110,7 @@ def searches(ranks: Ranks, where: Path) -> dict[str, Any]:
     except InterruptedRun as error:
         told["stopped"] = [str(error), error.shared]
     told["resumed"] = str(nasengine.search(out=where / "stopped", resume=True).architecture)
+    told["failed"] = [failure(change, ranks, where / name) for name, change in FAILURES.items()]
     torch.save(told, where / f"told-{ranks.rank}.pt")
     since = time.monotonic()
     try:

@@ -25,11 +25,12 @@ from nasengine.elastic import Size
 from nasengine.layers import ElasticBatchNorm1d
 from nasengine.parallel import Ranks, start, sum_over_ranks
 from nasengine.seeding import generator
-from nasengine.sharding import over_shards, plain_batch_norm, sharded, to_shards
+from nasengine.sharding import apart, over_shards, plain_batch_norm, sharded, to_shards
 from nasengine.supernet import Supernet, _bound
 from nasengine.task import Batch, Shapes
 from nasengine.testing import Solvable, sized, smooth
 from search_spaces.darts import DARTS as Cells
+from tests.nasengine.elastic_spaces import hidden
 
 ROOT = Path(nasengine.__file__).parents[1]
 WAIT = timedelta(seconds=60)
@@ -52,6 +53,15 @@ ALGORITHMS: Mapping[str, Algorithm[Any]] = {
     "slimming": Slimming(on="gates"),
     "slimming norms": Slimming(on="norms"),
 }
+
+
+SPREAD = DepS(
+    warmup=0,
+    ramp=0,
+    sort=False,
+    spread=True,
+    weights=ShrinkingWeights(lr=0.1, lr_min=0.1, momentum=0, nesterov=False, weight_decay=0),
+)
 
 
 def cells() -> Solvable:
@@ -146,10 +156,30 @@ def plain(ranks: Ranks) -> list[Tensor]:
     return [outputs.detach(), slope]
 
 
+def of_shards(ranks: Ranks) -> list[Tensor]:
+    """Outputs (of the shard) and statistics of a batch norm over shards, twice, and of one in a virtual pass."""
+    whole = 3 + torch.randn(8, 3, 5, generator=generator(7), dtype=torch.float64)
+    x, norm = whole.chunk(ranks.world)[ranks.rank], nn.BatchNorm1d(3).double()
+    with sharded(ranks, "shard"):
+        outputs = [norm(x), norm(2 * x)]
+    with sharded(ranks), apart():
+        outputs.append(F.batch_norm(x, None, None, training=True))
+    return [*(output.detach() for output in outputs), *norm.buffers()]
+
+
+def spread(ranks: Ranks) -> dict[str, Any]:
+    """The state after a step of `SPREAD`."""
+    model = hidden()
+    state = SPREAD.init(model.supernet, generator(0), STEPS)
+    with sharded(ranks):
+        SPREAD.step(state, part_of(model.train, ranks), part_of(model.valid, ranks))
+    return state_dict(state)
+
+
 def computed(ranks: Ranks) -> dict[str, Any]:
     """All that is compared."""
     found: dict[str, Any] = {"gradients": gradients(ranks, 1), "second gradients": gradients(ranks, 2)}
-    found["plain"] = plain(ranks)
+    found |= {"plain": plain(ranks), "of shards": of_shards(ranks), "spread": spread(ranks)}
     for name, arguments in NORMS.items():
         found[name] = normalised(ranks, *arguments)
     for name, algorithm in ALGORITHMS.items():

@@ -88,6 +88,27 @@ def test_a_signal_to_one_stops_all_after_the_same_step(told: list[dict[str, Any]
         assert mine["stopped"] == ["Stopped by SIGINT after step 3 of 4, all is saved.", True]
 
 
+def test_processes_that_differ(told: list[dict[str, Any]], by_ranks: Path) -> None:
+    for rank, mine in enumerate(told):
+        other, bad, drifted = mine["failed"]
+        assert other == [
+            "ParallelError",
+            "All 2 processes must have the same configuration and data, but they differ; give all of them the same "
+            "command, files and versions.",
+            True,
+        ]
+        where = "" if rank else " (rank 1 of 2)"
+        assert bad == ["SettingError", f"search.epochs must be at least 1, but got 0{where}.", True]
+        assert drifted == [
+            "ParallelError",
+            "All 2 processes must have the same state, but they differ; nothing was saved since step 0: use "
+            "processors of one kind, and resume.",
+            True,
+        ]
+    assert not (by_ranks / "other").exists() and not (by_ranks / "bad").exists()
+    assert not (by_ranks / "drifted" / "checkpoint.pt").exists()
+
+
 def test_a_lost_process_is_noticed_at_once(last: dict[str, Any], by_ranks: Path) -> None:
     message, shared = last["lost"]
     assert message == (

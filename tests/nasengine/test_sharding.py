@@ -6,15 +6,22 @@ import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nasengine.parallel import ALONE
+from nasengine.config import SearchSettings
+from nasengine.parallel import ALONE, Ranks
+from nasengine.searching import SearchJob
+from nasengine.seeding import generator
 from nasengine.sharding import is_sharded, over_shards, shard, sharded, to_shards
-from tests.nasengine.processes import ALGORITHMS, CELLS, LAYERS, NORMS
+from nasengine.shrinking import stage_at
+from tests.nasengine.elastic_spaces import hidden
+from tests.nasengine.processes import ALGORITHMS, CELLS, LAYERS, NORMS, SPREAD
 
 SEARCHES = [
     *(f"{name} on sizes" for name in ALGORITHMS),
@@ -98,3 +105,54 @@ def test_one_process_computes_as_ever() -> None:
     with sharded(ALONE):
         assert not is_sharded() and shard() == 0
         assert to_shards([weight])[0] is weight and over_shards(weight) is weight
+
+
+def test_batch_norm_of_shards_has_one_memory(both: tuple[Any, list[Any]]) -> None:
+    _, ranks = both
+    whole = 3 + torch.randn(8, 3, 5, generator=generator(7), dtype=torch.float64)
+    norms = [nn.BatchNorm1d(3).double() for _ in ranks]
+    for found, norm, x in zip(ranks, norms, whole.chunk(2), strict=True):
+        torch.testing.assert_close(found["of shards"][:2], [norm(x).detach(), norm(2 * x).detach()])
+        torch.testing.assert_close(found["of shards"][2], F.batch_norm(x, None, None, training=True))
+    for place, statistics in enumerate(zip(*(norm.buffers() for norm in norms), strict=True), start=3):
+        mean = torch.stack(statistics).double().mean(0)
+        for found in ranks:
+            torch.testing.assert_close(found["of shards"][place].double(), mean)
+
+
+def test_spread_subnets_learn_from_a_shard_each(both: tuple[Any, list[Any]]) -> None:
+    """The gradient is that of the full network on the batch, and the mean over the shards of those of its subnets."""
+    alone, ranks = both
+    model = hidden()
+    supernet, (x, targets) = model.supernet, model.train
+    key = int(torch.randint(2**31, (), generator=generator(0)))
+    stage = stage_at(supernet, "delayed", 0.0, SPREAD.subnets)
+    outputs = supernet(x, supernet.full())
+    loss = supernet.loss(outputs, targets)
+    drawn = []
+    for place, (part, soft) in enumerate(zip(x.chunk(2), outputs.detach().chunk(2), strict=True)):
+        rng = generator(key, place)
+        subnets = [stage.smallest(supernet, rng), *(stage.random(supernet, rng) for _ in range(2))]
+        drawn.append(tuple(map(str, subnets)))
+        for subnet in subnets:
+            loss = loss + F.cross_entropy(supernet(part, supernet.hard(subnet)), soft.softmax(1)) / 2
+    assert drawn[0] != drawn[1]
+    parameters = dict(supernet.named_parameters())
+    slopes = torch.autograd.grad(loss, list(parameters.values()))
+    for found in ranks:
+        state = found["spread"]["full"]
+        for (name, weight), slope in zip(parameters.items(), slopes, strict=True):
+            torch.testing.assert_close(state[name], weight.detach() - 0.1 * slope)
+        assert torch.equal(found["spread"]["generator"], alone["spread"]["generator"])
+
+
+def test_noise_differs_between_processes_and_leaves_no_trace() -> None:
+    def drawn(rank: int, step: int) -> float:
+        job: Any = SimpleNamespace(ranks=Ranks(rank, 2), settings=SearchSettings())
+        with SearchJob._sharded(job, step):
+            return float(torch.rand(()))
+
+    before = torch.get_rng_state()
+    numbers = [drawn(0, 0), drawn(1, 0), drawn(0, 1), drawn(1, 1)]
+    assert len(set(numbers)) == 4 and drawn(1, 1) == numbers[-1]
+    assert torch.equal(torch.get_rng_state(), before)
