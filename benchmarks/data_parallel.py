@@ -116,9 +116,7 @@ def main() -> None:
             f"{world:9}  {found['seconds']:6.2f}  {found['calls'] / steps:14,.0f}  {megabytes:7.2f}  {gradients:15.2f}"
             f"  {share:26.0%}"
         )
-    print(
-        f"weights: {found['weights'] / 1e6:.2f} MB; one thread each, torch {torch.__version__}"
-    )
+    print(f"weights: {found['weights'] / 1e6:.2f} MB; one thread each, torch {torch.__version__}")
 
 
 if __name__ == "__main__":

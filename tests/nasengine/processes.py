@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nasengine
+from nasengine import registry
 from nasengine.algorithm import Algorithm, state_dict
 from nasengine.algorithms.darts import DARTS
 from nasengine.algorithms.deps import DepS, ShrinkingWeights
@@ -38,19 +39,17 @@ STEPS = 4
 CELLS = ("darts second",)
 """Algorithms that search the cells, which have many batch norms and so take long."""
 
-LAYERS = ("darts first", "darts exact", "rarts exact", "deps")
+LAYERS = ("darts", "darts exact", "rarts", "deps ramp")
 
 ALGORITHMS: Mapping[str, Algorithm[Any]] = {
-    "darts first": DARTS(order="first"),
+    **{name: registry.ALGORITHMS[name]() for name in registry.ALGORITHMS.names()},
     "darts second": DARTS(order="second"),
     "darts exact": DARTS(order="exact"),
     "darts gates": DARTS(order="second", widths="gates"),
-    "rarts exact": RARTS(sweep="exact"),
     "rarts stale": RARTS(sweep="stale"),
-    "deps": DepS(warmup=0.5, ramp=0.5, weights=ShrinkingWeights(lr=0.02)),
+    "deps ramp": DepS(warmup=0.5, ramp=0.5, weights=ShrinkingWeights(lr=0.02)),
     "deps random": DepS(warmup=0, ramp=0, sampling="random", teacher="none"),
     "deps frozen": DepS(shrinking="progressive", teacher="frozen", sampling="random", hard=1.0, warmup=0, ramp=0),
-    "slimming": Slimming(on="gates"),
     "slimming norms": Slimming(on="norms"),
 }
 
