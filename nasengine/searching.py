@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from nasengine.errors import LimitError, RunError
 from nasengine.evolution import Budget
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
-from nasengine.parallel import ALONE, Ranks, from_first, local_device, start, sum_over_ranks, together
+from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.run_directory import CHECKPOINT, Row, Run, read_tensors
 from nasengine.seeding import generator
@@ -334,8 +333,7 @@ def search(
     ranks = start()
     observer = observer if observer is not None and ranks.first else Observer()
     if resume and out is not None:
-        stored = from_first(ranks, lambda: json.dumps(read_config(Path(out), "search")).encode())
-        config = {**json.loads(stored), **(config or {})}
+        config = {**read_config(Path(out), "search", ranks), **(config or {})}
     with together(ranks):
         plan = plan_search(space=space, algorithm=algorithm, task=task, settings=settings, config=config)
         job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, observer, ranks)

@@ -75,22 +75,25 @@ def search(
         "search.max_flops": max_flops,
     }
     settings = assignments(set_, flags)
-    stored = read_config(config, "search") if config is not None else None
+    ranks = start()
+    stored = read_config(config, "search", ranks) if config is not None else None
     if dry_run:
+        if not ranks.first:
+            return
         from nasengine._cli.dry_run import search_cost
 
         search_cost(searching.plan_search(space=space, algorithm=algo, task=data, settings=settings, config=stored))
         return
-    first, progress = start().first, Progress()
+    progress = Progress()
     try:
-        with progress if first else nullcontext():
+        with progress if ranks.first else nullcontext():
             result = searching.search(
                 space, algo, data, settings=settings, config=stored, out=out, resume=resume, observer=progress
             )
     except InterruptedRun as error:
         again = f"nasengine search --out {shlex.quote(str(progress.path))} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
-    if not first:
+    if not ranks.first:
         return
     print_run(result.path)
     typer.echo(f"\nNext: nasengine train {shlex.quote(str(result.path))}\n  --dry-run says how long that takes")

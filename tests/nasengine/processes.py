@@ -224,7 +224,7 @@ def start_processes(
 
 def ended_processes(processes: list[subprocess.Popen[str]]) -> list[str]:
     """Waits for processes; what each said to stderr."""
-    return [process.communicate(timeout=120)[1] for process in processes]
+    return [process.communicate(timeout=300)[1] for process in processes]
 
 
 def meet(rank: int, world: int, directory: Path, wait: timedelta = WAIT) -> Ranks:

@@ -135,7 +135,7 @@ def test_torchrun_goes_on_and_one_tells(by_ranks: Path, tmp_path: Path) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stderr
