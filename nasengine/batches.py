@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,15 +35,25 @@ class Batches:
         stream: int,
         augment: Augment,
         device: torch.device,
+        shard: int = 0,
+        shards: int = 1,
     ) -> None:
         """Takes the training examples at `indices` (N,) int64; streams with different numbers are independent.
 
+        Of `shards` equal parts of every batch, in its order, only the one with the number `shard` is made.
+
         Raises:
-            SettingError: the batch size is not positive, or the augmentation does not fit the data.
+            SettingError: the batch size is not positive or no multiple of `shards`, or the augmentation does not fit
+                the data.
             DataError: there are fewer examples than one batch needs.
         """
         if batch_size < 1:
             raise SettingError(f"--batch-size must be 1 or more, not {batch_size}.")
+        if batch_size % shards:
+            raise SettingError(
+                f"--batch-size must be a multiple of the {shards} processes, but is {batch_size}; choose "
+                f"{max(1, batch_size // shards) * shards}, say."
+            )
         if len(indices) < batch_size:
             raise DataError(
                 f"A batch of {batch_size} needs at least as many training examples, but this part of {task.name} has "
@@ -54,6 +65,7 @@ class Batches:
         self._mean, self._std = (moment.to(device) for moment in task.normalisation)
         self._indices, self._batch_size, self._augment = indices.cpu(), batch_size, augment
         self._seed, self._stream, self._device = seed, stream, device
+        self._part = slice(shard * batch_size // shards, (shard + 1) * batch_size // shards)
         self._order: tuple[int, Tensor] | None = None
 
     def __len__(self) -> int:
@@ -61,15 +73,17 @@ class Batches:
         return len(self._indices) // self._batch_size
 
     def __getitem__(self, step: int) -> Batch:
-        """The batch of a global step, 0 or more, counted over all epochs."""
+        """The batch of a global step, 0 or more, counted over all epochs, or its part."""
         if step < 0:
             raise IndexError(f"A step must be 0 or more, not {step}.")
         epoch, position = divmod(step, len(self))
-        chosen = self._permutation(epoch)[position * self._batch_size :][: self._batch_size].to(self._device)
+        chosen = self._permutation(epoch)[position * self._batch_size :][self._part].to(self._device)
         inputs = self._inputs[chosen]
         if inputs.dtype == torch.uint8:
             rng = generator(self._seed, self._stream, step, _AUGMENTATION)
-            inputs = _augmented(inputs, self._augment, self._mean, self._std, rng)
+            changes = _drawn(self._batch_size, inputs.shape, self._augment, rng)
+            changes = _Changes(*(drawn[self._part] for drawn in changes))
+            inputs = _augmented(inputs, self._augment, self._mean, self._std, changes)
         else:
             inputs = _normalised(inputs, self._mean, self._std)
         return Batch(inputs, self._targets[chosen])
@@ -103,18 +117,32 @@ def _normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return standard.contiguous(memory_format=torch.channels_last) if inputs.dtype == torch.uint8 else standard
 
 
-def _augmented(images: Tensor, augment: Augment, mean: Tensor, std: Tensor, rng: torch.Generator) -> Tensor:
-    """Normalised, cropped, flipped and cut-out copies of `images` (B, C, H, W) uint8."""
-    count, height, width = len(images), *images.shape[2:]
+class _Changes(NamedTuple):
+    """What is drawn for each image, (B,): the corner of its window, whether it is mirrored, its square's centre."""
+
+    tops: Tensor
+    lefts: Tensor
+    flips: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+def _drawn(count: int, shape: torch.Size, augment: Augment, rng: torch.Generator) -> _Changes:
+    """The changes of `count` images of a batch of `shape` (B, C, H, W)."""
     tops, lefts = torch.randint(2 * augment.crop + 1, (2, count), generator=rng)
     flips = torch.rand(count, generator=rng) < (0.5 if augment.flip else 0.0)
-    centre_rows = torch.randint(height, (count,), generator=rng)
-    centre_columns = torch.randint(width, (count,), generator=rng)
+    rows, columns = (torch.randint(length, (count,), generator=rng) for length in shape[2:])
+    return _Changes(tops, lefts, flips, rows, columns)
+
+
+def _augmented(images: Tensor, augment: Augment, mean: Tensor, std: Tensor, changes: _Changes) -> Tensor:
+    """Normalised, cropped, flipped and cut-out copies of `images` (B, C, H, W) uint8."""
+    height, width = images.shape[2:]
     if augment.crop or augment.flip:
-        images = _shifted(images, augment.crop, tops, lefts, flips)
+        images = _shifted(images, augment.crop, changes.tops, changes.lefts, changes.flips)
     result = _normalised(images, mean, std)
     if augment.cutout:
-        rows, columns = _near(centre_rows, height, augment.cutout), _near(centre_columns, width, augment.cutout)
+        rows, columns = _near(changes.rows, height, augment.cutout), _near(changes.columns, width, augment.cutout)
         square = rows[:, None, :, None] & columns[:, None, None, :]
         result.masked_fill_(square.to(result.device), 0.0)
     return result

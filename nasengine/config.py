@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from nasengine.data import own_task
 from nasengine.data.own import absolute
 from nasengine.data.sizes import adjusted
 from nasengine.errors import DeviceError, RunError, SettingError, UnknownNameError
+from nasengine.parallel import ALONE, Ranks, from_first
 from nasengine.registry import ALGORITHMS, SPACES, Registry
 from nasengine.run_directory import read_record, read_run_json
 from nasengine.settings import from_plain, override, plain, setting, validate
@@ -46,6 +48,9 @@ class SearchSettings:
     # A text is parsed by the first part of a union that takes it, and "none" would be a str.
     benchmark: None | str = setting(  # noqa: RUF036
         None, "table of the space's known accuracies: every epoch's cell is looked up"
+    )
+    norms: Literal["batch", "shard"] = setting(
+        "batch", "several processes: batch norms over the whole batch, or over the part of each, with few exchanges"
     )
     checkpoint_seconds: float = setting(60.0, "seconds between checkpoints within an epoch", low=0)
 
@@ -188,8 +193,10 @@ class FrontSettings:
         validate(self, "front")
 
 
-def read_config(path: Path, verb: str) -> dict[str, Any]:
-    """The configuration of a run of `verb`: of a run directory, or in a run.json."""
+def read_config(path: Path, verb: str, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """The configuration of a run of `verb`: of a run directory, or in a run.json; rank 0 reads it for all."""
+    if ranks.world > 1:
+        return dict(json.loads(from_first(ranks, lambda: json.dumps(read_config(path, verb)).encode())))
     record = read_record(path) if os.path.isdir(path) else read_run_json(path)
     if record["verb"] != verb:
         raise RunError(f"{path} must be of a run of 'nasengine {verb}', but is of one of 'nasengine {record['verb']}'.")

@@ -10,6 +10,7 @@
     ├── RunError           (RuntimeError)     a run directory or checkpoint that cannot be used
     ├── ExportError        (RuntimeError)     a network that a format cannot hold, or a file that differs
     ├── DeviceError        (RuntimeError)     a device that is not there
+    ├── ParallelError      (RuntimeError)     processes that train together and do not meet, differ, or lose one
     ├── MissingExtraError  (ImportError)      an optional dependency that is not installed
     ├── DivergedError      (ArithmeticError)  a loss or weight that is no longer a finite number
     └── InterruptedRun     (RuntimeError)     a run that was asked to stop, saved, and can go on
@@ -31,9 +32,14 @@ PLUGIN_FILE: Final = "nasengine_plugin_"
 
 
 class NasengineError(Exception):
-    """Base of all errors that a user can mend; the command line prints it and exits with `exit_code`."""
+    """Base of all errors that a user can mend; the command line prints it and exits with `exit_code`.
+
+    Attributes:
+        shared: all processes that train together raise it, and the first of them tells.
+    """
 
     exit_code = 2
+    shared = False
 
 
 class UnknownNameError(NasengineError, LookupError):
@@ -80,6 +86,10 @@ class DeviceError(NasengineError, RuntimeError):
     """A device that this machine does not have."""
 
 
+class ParallelError(NasengineError, RuntimeError):
+    """Processes that train together and do not meet, are not alike, or lose one of them."""
+
+
 class MissingExtraError(NasengineError, ImportError):
     """An optional dependency that is not installed; the message carries the command that installs it."""
 
@@ -87,11 +97,14 @@ class MissingExtraError(NasengineError, ImportError):
 class DivergedError(NasengineError, ArithmeticError):
     """A loss or a weight became NaN or infinite; the last good state is on disk."""
 
+    shared = True
+
 
 class InterruptedRun(NasengineError, RuntimeError):
     """The run was asked to stop; it saved its state and can go on."""
 
     exit_code = 130
+    shared = True
 
 
 def reason(error: BaseException) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 from nasengine.errors import DivergedError, InterruptedRun, RunError
 from nasengine.run_directory import Row, Run, saving
 from nasengine.seeding import generator
+from nasengine.shared_run import agreed, ranks_of
 
 
 class Job(Protocol):
@@ -66,7 +67,7 @@ class Loop:
 
     After every epoch and every `checkpoint_seconds` the whole state is saved: of the job, of the means and history, and
     all random states. SIGINT and SIGTERM save after the current step, or leave the end of the job undone, and
-    raise InterruptedRun.
+    raise InterruptedRun. Of processes that share a run all stop after the same step, whichever was asked.
     """
 
     def __init__(self, run: Run, job: Job, observer: Observer, checkpoint_seconds: float) -> None:
@@ -81,7 +82,7 @@ class Loop:
         self._restore()
         job, spe = self.job, self.job.steps_per_epoch
         self.observer.started(self.run, job, self.step)
-        self.run.update({"status": "running", "device": describe_device(job.device)})
+        self.run.update({"status": "running", "device": describe_device(job.device, ranks_of(self.run).world)})
         self._since = self._saved = time.perf_counter()
         with signals() as stop:
             with _Curves(self.run, self.step) as curves:
@@ -91,10 +92,13 @@ class Loop:
                         self._check_state()
                         self._end_epoch(curves)
                         self._save()
-                    elif stop.name or time.perf_counter() - self._saved >= self.checkpoint_seconds:
-                        self._save()
-                    if stop.name:
-                        raise self._interrupted(stop)
+                        asked, _ = agreed(self.run, stop.name, False)
+                    else:
+                        asked, due = agreed(self.run, stop.name, self._due())
+                        if asked or due:
+                            self._save()
+                    if asked:
+                        raise self._interrupted(asked)
             found = self._finish(stop)
         self._clock()
         result = {
@@ -115,14 +119,17 @@ class Loop:
         except KeyboardInterrupt:
             if not stop.name:
                 raise
-            raise self._interrupted(stop) from None
+            raise self._interrupted(stop.name) from None
         finally:
             stop.at_once = False
 
-    def _interrupted(self, stop: Stop) -> InterruptedRun:
+    def _due(self) -> bool:
+        return time.perf_counter() - self._saved >= self.checkpoint_seconds
+
+    def _interrupted(self, stop: str) -> InterruptedRun:
         self.run.update({"status": "interrupted"})
         steps = self.job.epochs * self.job.steps_per_epoch
-        return InterruptedRun(f"Stopped by {stop.name} after step {self.step} of {steps}, all is saved.")
+        return InterruptedRun(f"Stopped by {stop} after step {self.step} of {steps}, all is saved.")
 
     def _one_step(self) -> None:
         start = time.perf_counter()
@@ -208,19 +215,19 @@ class Loop:
 
 
 @contextmanager
-def seeded(seed: int, stream: int) -> Iterator[None]:
-    """Runs a block with all global random states derived from (seed, stream), and puts the caller's back after it."""
+def seeded(*key: int) -> Iterator[None]:
+    """Runs a block with all global random states derived from a key, and puts the caller's back after it."""
     before = random_state()
-    seed_all(seed, stream)
+    seed_all(*key)
     try:
         yield
     finally:
         set_random_state(before)
 
 
-def seed_all(seed: int, stream: int) -> None:
-    """Derives all global random states from (seed, stream)."""
-    number = int(torch.randint(2**31, (), generator=generator(seed, stream)))
+def seed_all(*key: int) -> None:
+    """Derives all global random states from a key, such as (seed, stream)."""
+    number = int(torch.randint(2**31, (), generator=generator(*key)))
     torch.manual_seed(number)
     np.random.seed(number)
     random.seed(number)
@@ -246,11 +253,11 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
 
 
-def describe_device(device: torch.device) -> str:
-    """A device in words."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+def describe_device(device: torch.device, processes: int = 1) -> str:
+    """A device in words, and how many processes have one of the kind."""
+    cpu = f"{device.type}, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
+    return name if processes == 1 else f"{processes} x {name}"
 
 
 def not_finite(state: Any, place: tuple[object, ...] = ()) -> set[tuple[object, ...]]:
@@ -298,6 +305,8 @@ class _Curves:
 
     def __init__(self, run: Run, step: int) -> None:
         self._path, self._writer = run.path, None
+        if not ranks_of(run).first:
+            return
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,14 @@ from nasengine.errors import LimitError, RunError
 from nasengine.evolution import Budget
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
+from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
 from nasengine.proposals import Candidate
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.run_directory import CHECKPOINT, Row, Run, read_tensors
 from nasengine.seeding import generator
 from nasengine.settings import plain
+from nasengine.sharding import sharded
+from nasengine.shared_run import SharedRun
 from nasengine.space import Space
 from nasengine.supernet import Mixture, Supernet
 from nasengine.tables import csv_text
@@ -50,6 +54,7 @@ GROUPS = ("space", "algo", "data", "search")
 INHERITED = "inherited.safetensors"
 WEIGHTS_OF_EPOCHS = "alphas.csv"
 TRAIN, VALID, WEIGHTS, ALPHAS, RECALIBRATION, DERIVE = range(6)  # streams of random numbers
+NOISE = 13  # also of random numbers, beside those of the other verbs
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,12 @@ class SearchJob:
         task: Task,
         settings: SearchSettings,
         observer: Observer | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.space, self.algorithm, self.task, self.settings = space, algorithm, task, settings
         self.observer = observer or Observer()
-        self.device = resolve_device(settings.device)
+        self.device = local_device(ranks, resolve_device(settings.device))
         table = settings.benchmark
         self.benchmark = None if table is None else space.benchmark(Path(table).expanduser())
         self.train_indices, self.valid_indices = task.split(settings.seed)
@@ -109,20 +116,39 @@ class SearchJob:
 
     def step(self, step: int) -> dict[str, Tensor]:
         train, valid = self.train[step], self.valid[step]
-        info = self.algorithm.step(self.state, train, valid)
+        with self._sharded(step):
+            info = self.algorithm.step(self.state, train, valid)
         measure = self.task.measure
         row = {
             "train_loss": info.train_loss,
             f"train_{measure.name}": measure(info.train_outputs, train.targets) / len(train.targets),
         }
         if info.valid_loss is None or info.valid_outputs is None:
+            return self._of_all(row)
+        return self._of_all(
+            {
+                "train_loss": info.train_loss,
+                "valid_loss": info.valid_loss,
+                **row,
+                f"valid_{measure.name}": measure(info.valid_outputs, valid.targets) / len(valid.targets),
+            }
+        )
+
+    @contextmanager
+    def _sharded(self, step: int) -> Iterator[None]:
+        """Where there are several processes, each draws what dropout and the like drop by a generator of its own."""
+        if self.ranks.world == 1:
+            yield
+            return
+        with sharded(self.ranks, self.settings.norms), seeded(self.settings.seed, NOISE, step, self.ranks.rank):
+            yield
+
+    def _of_all(self, row: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The numbers of the whole batch."""
+        if self.ranks.world == 1:
             return row
-        return {
-            "train_loss": info.train_loss,
-            "valid_loss": info.valid_loss,
-            **row,
-            f"valid_{measure.name}": measure(info.valid_outputs, valid.targets) / len(valid.targets),
-        }
+        numbers = torch.stack([number.detach().to(torch.float64).cpu() for number in row.values()])
+        return dict(zip(row, sum_over_ranks(numbers) / self.ranks.world, strict=True))
 
     def end_epoch(self, epoch: int) -> Row:
         architecture = self.algorithm.derive(self.state, self._budget(None))
@@ -211,7 +237,15 @@ class SearchJob:
     def _batches(self, indices: Tensor, stream: int) -> Batches:
         seed, augment = self.settings.seed, self.task.search_augment
         return Batches(
-            self.task, indices, self.settings.batch_size, seed=seed, stream=stream, augment=augment, device=self.device
+            self.task,
+            indices,
+            self.settings.batch_size,
+            seed=seed,
+            stream=stream,
+            augment=augment,
+            device=self.device,
+            shard=self.ranks.rank,
+            shards=self.ranks.world,
         )
 
     def _budget(self, full: Supernet | None) -> Budget:
@@ -314,23 +348,33 @@ def search(
         out: the run directory; results/<task>/<space>/<algo>/seed-<n> by default.
         resume: go on with the run in `out`, whose configuration is then the default; one that is finished answers
             anew if the limits differ and nothing else.
-        observer: sees the run.
+        observer: sees the run; where there are several processes, that of rank 0 alone.
+
+    Under torchrun the processes divide every batch and search as one does; rank 0 writes the run, and all answer alike.
 
     Raises:
         NasengineError: see nasengine.errors; InterruptedRun after SIGINT or SIGTERM.
     """
+    ranks = start()
+    observer = observer if observer is not None and ranks.first else Observer()
     if resume and out is not None:
-        config = {**read_config(Path(out), "search"), **(config or {})}
-    plan = plan_search(space=space, algorithm=algorithm, task=task, settings=settings, config=config)
-    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, observer)
-    path = Path(out) if out is not None else plan.default_out
-    facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
-    begin = Run.resume if resume else Run.start
-    with begin(path, "search", plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
+        config = {**read_config(Path(out), "search", ranks), **(config or {})}
+    with together(ranks):
+        plan = plan_search(space=space, algorithm=algorithm, task=task, settings=settings, config=config)
+        job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, observer, ranks)
+        path = Path(out) if out is not None else plan.default_out
+        facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
+    with _opened(ranks, resume, path, plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
         job.publish = lambda rows: run.write_text(WEIGHTS_OF_EPOCHS, csv_text(rows))
-        result = Loop(run, job, observer or Observer(), plan.settings.checkpoint_seconds)()
+        result = Loop(run, job, observer, plan.settings.checkpoint_seconds)()
         architecture = Architecture.parse(result["architecture"])
         return SearchResult(path, architecture, str(result["genotype"]), run.record)
+
+
+def _opened(ranks: Ranks, resume: bool, path: Path, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
+    if ranks.world > 1:
+        return SharedRun.open(ranks, resume, path, "search", config, facts)
+    return (Run.resume if resume else Run.start)(path, "search", config, facts)
 
 
 def open_search(path: Path | str, task: AnyTask | None = None) -> SearchJob:

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
+from nasengine.sharding import is_sharded, over_shards, to_shards
 from nasengine.task import Batch
 
 if TYPE_CHECKING:
@@ -290,13 +291,22 @@ class Supernet(nn.Module):
         """Loss on a batch.
 
         With `weights` the pass is a virtual one: it runs at those weights, and neither the supernet's own weights nor
-        its batch-norm statistics change.
+        its batch-norm statistics change. Of a shard (`nasengine.sharding`) the loss is that of the whole batch, the
+        outputs are those of the shard.
         """
-        outputs = self(batch.inputs, mixture) if weights is None else self.forward_at(batch.inputs, mixture, weights)
-        return Evaluation(self.loss(outputs, batch.targets), outputs.detach())
+        if weights is not None:
+            outputs = self.forward_at(batch.inputs, mixture, weights)
+        elif is_sharded():
+            own, mixture = _to_shards(dict(self.named_parameters()), mixture)
+            outputs = functional_call(self, dict(own), (batch.inputs, mixture))
+        else:
+            outputs = self(batch.inputs, mixture)
+        return Evaluation(over_shards(self.loss(outputs, batch.targets)), outputs.detach())
 
     def forward_at(self, inputs: Tensor, mixture: Mixture, weights: Weights) -> Tensor:
         """Outputs of a virtual pass: at `weights`, and without a trace in the supernet."""
+        if is_sharded():
+            weights, mixture = _to_shards(weights, mixture)
         # in evaluation no statistics change
         scratch = {name: buffer.clone() for name, buffer in self.named_buffers()} if self.training else {}
         outputs: Tensor = functional_call(self, {**weights, **scratch}, (inputs, mixture))
@@ -329,3 +339,14 @@ class Supernet(nn.Module):
     def extract(self, architecture: Architecture) -> nn.Module:
         """The stand-alone network of an architecture, with a copy of the weights it has here."""
         return fix(self.network, architecture)
+
+
+def _to_shards(weights: Weights, mixture: Mixture) -> tuple[Weights, Mixture]:
+    """The same values for a pass over a shard, with the gradients of the whole batch."""
+    soft = {label: w.values if isinstance(w, Gates) else w for label, w in mixture.items() if not isinstance(w, int)}
+    passed = to_shards([*weights.values(), *soft.values()])
+    soft = dict(zip(soft, passed[len(weights) :], strict=True))
+    return dict(zip(weights, passed, strict=False)), {
+        label: w if isinstance(w, int) else Gates(soft[label]) if isinstance(w, Gates) else soft[label]
+        for label, w in mixture.items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
@@ -49,11 +50,16 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version
+    if context.invoked_subcommand != "search" and "WORLD_SIZE" in os.environ:
+        from nasengine.parallel import require_one_process
+
+        require_one_process(f"nasengine {context.invoked_subcommand}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,22 +70,30 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(given or ["--help"], prog_name="nasengine", standalone_mode=False)
     except NasengineError as error:
-        typer.echo(f"nasengine: {error}", err=True)
+        if not (error.shared and _follows()):
+            typer.echo(f"nasengine: {error}", err=True)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         code = _STOPPED
     except Exception as error:
         if not hasattr(error, "format_message"):
             raise
+        if _follows():
+            return int(getattr(error, "exit_code", 2))
         said = error.format_message().rstrip(".").replace(". Did you mean", ": did you mean")
         typer.echo(f"nasengine: {said}{'' if said.endswith('?') else '.'}", err=True)
         return int(getattr(error, "exit_code", 2))
-    if code == _STOPPED:
+    if code == _STOPPED and not _follows():
         typer.echo(
             "nasengine: Stopped: give the same command again, with --resume if it has that and its directory is there.",
             err=True,
         )
     return int(code or 0)
+
+
+def _follows() -> bool:
+    """Whether another process of torchrun tells what all of them have to say."""
+    return os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0"
 
 
 def run() -> None:

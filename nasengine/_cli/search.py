@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import nullcontext
 from typing import Annotated
 
 import typer
@@ -54,12 +55,14 @@ def search(
 
     Writes everything into one directory, results/<data>/<space>/<algo>/seed-<n>, from which the search goes on when it
     was stopped (--resume), the found network is trained (nasengine train) and looked at (nasengine show). A finished
-    search finds another network under other limits: --resume --max-flops N.
+    search finds another network under other limits: --resume --max-flops N. Under torchrun several processes divide
+    every batch: torchrun --nproc-per-node 4 -m nasengine search ...
     """
     from nasengine import searching
     from nasengine._cli.progress import Progress, print_run
     from nasengine.config import read_config
     from nasengine.errors import InterruptedRun
+    from nasengine.parallel import start
 
     flags = {
         "search.epochs": epochs,
@@ -72,20 +75,25 @@ def search(
         "search.max_flops": max_flops,
     }
     settings = assignments(set_, flags)
-    stored = read_config(config, "search") if config is not None else None
+    ranks = start()
+    stored = read_config(config, "search", ranks) if config is not None else None
     if dry_run:
+        if not ranks.first:
+            return
         from nasengine._cli.dry_run import search_cost
 
         search_cost(searching.plan_search(space=space, algorithm=algo, task=data, settings=settings, config=stored))
         return
     progress = Progress()
     try:
-        with progress:
+        with progress if ranks.first else nullcontext():
             result = searching.search(
                 space, algo, data, settings=settings, config=stored, out=out, resume=resume, observer=progress
             )
     except InterruptedRun as error:
         again = f"nasengine search --out {shlex.quote(str(progress.path))} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
+    if not ranks.first:
+        return
     print_run(result.path)
     typer.echo(f"\nNext: nasengine train {shlex.quote(str(result.path))}\n  --dry-run says how long that takes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -16,7 +17,9 @@ from nasengine.architecture import Architecture
 from nasengine.evolution import Budget, EvolutionSettings, Scored, evolve
 from nasengine.layers import put
 from nasengine.proposals import Candidate, around, best_of
+from nasengine.seeding import generator
 from nasengine.settings import group, setting, validate
+from nasengine.sharding import apart, shard
 from nasengine.shrinking import Stage, stage_at
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Batch
@@ -64,6 +67,10 @@ class DepS(Algorithm[DepSState]):
     sorted by importance, so that slices keep the important ones. The answer is found by evolution on the measured
     accuracy of inherited, recalibrated weights, within the limits.
 
+    Trained by several processes (`nasengine.sharding`) each step has the gradient of one process. With `spread` each
+    draws random subnets of its own: as many more a step as there are processes, each learning from one shard of the
+    batch and normalised by it.
+
     By settings: the plain sandwich rule (BigNAS, arXiv:2003.11142) is `warmup=0 ramp=0 sort=false`; progressive
     shrinking (once-for-all, arXiv:1908.09791) is `shrinking=progressive teacher=frozen sampling=random hard=1 ramp=0`:
     after the warm-up kernels and operations, then depths, then widths open, option by option, and random open subnets
@@ -93,6 +100,7 @@ class DepS(Algorithm[DepSState]):
     )
     hard: float = setting(0.0, "weight of the true labels in the loss of subnets (1 if there is no teacher)", low=0)
     sort: bool = setting(True, "sort units by importance where subnets begin")
+    spread: bool = setting(False, "with several processes: each draws random subnets of its own")
     weights: ShrinkingWeights = group(ShrinkingWeights, "optimiser of the weights")
     evolution: EvolutionSettings = group(EvolutionSettings, "how the architecture is found in the supernet")
 
@@ -124,9 +132,10 @@ class DepS(Algorithm[DepSState]):
             soft = self._soft(state, train, first)
             weights = dict(supernet.named_parameters())
             for architecture in self._subnets(state, stage):
-                inside = supernet.forward_at(train.inputs, supernet.hard(architecture), weights)
-                loss = self._loss(supernet, inside, train.targets, soft)
-                (epsilon * loss).backward()  # type: ignore[no-untyped-call]
+                with apart() if self.spread else nullcontext():
+                    inside = supernet.forward_at(train.inputs, supernet.hard(architecture), weights)
+                    loss = self._loss(supernet, inside, train.targets, soft)
+                    (epsilon * loss).backward()  # type: ignore[no-untyped-call]
                 first = first or StepInfo(loss.detach(), inside.detach())
         optimise(state.optimizer, self.weights.rate(state.step, state.steps), self.weights.clip)
         state.step += 1
@@ -196,6 +205,8 @@ class DepS(Algorithm[DepSState]):
 
     def _subnets(self, state: DepSState, stage: Stage) -> list[Architecture]:
         rng = state.generator
+        if self.spread:  # one number a step, so that the state fits any number of processes
+            rng = generator(int(torch.randint(2**31, (), generator=rng)), shard())
         if self.sampling == "random":
             return [stage.random(state.full, rng) for _ in range(stage.subnets)]
         rest = max(0, stage.subnets - 2)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -7,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 import nasengine
+from nasengine.parallel import ALONE
+from tests.nasengine.process_searches import begin
+from tests.nasengine.processes import computed, ended_processes, start_processes
 from tests.nasengine.runs import SEARCH, TRAIN
 
 torch.set_num_threads(1)  # the workers share the cores: more threads than cores are many times slower
@@ -38,6 +44,26 @@ def _ended(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
         nasengine.search(task=small, settings=SEARCH, out=out)
         nasengine.train(out, settings=TRAIN)
     return out
+
+
+@pytest.fixture(scope="session")
+def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes computed and searched, see tests.nasengine.process_searches, and one: alone.pt, alone.
+
+    It takes seconds: of the processes of pytest-xdist the first one makes it for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    path = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "ranks"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.mkdir()
+            processes = start_processes(path)
+            torch.save(computed(ALONE), path / "alone.pt")
+            begin(path / "alone")
+            said = ended_processes(processes)
+            codes = [process.returncode for process in processes]
+            (path / "codes.json").write_text(json.dumps([codes, said]))
+    return path
 
 
 @pytest.fixture
