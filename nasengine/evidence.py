@@ -95,8 +95,8 @@ def _command(finding: Finding, configuration: Plain, text: str, rank: int) -> st
 def _configuration(finding: Finding) -> Plain:
     """Space, data and settings with which candidates are trained: those of the final trainings, where there are any."""
     runs = sorted(finding.all(), key=lambda run: run.verb != "train")
-    chosen = next((run.config for run in runs if "space" in run.config), {})
-    data: Plain = next((run.config["data"] for run in runs if "data" in run.config), {})
+    chosen = next((run.config for run in runs if isinstance(run.config.get("space"), dict)), {})
+    data: Plain = next((run.config["data"] for run in runs if isinstance(run.config.get("data"), dict)), {})
     return {"data": data, **chosen} if chosen else {}
 
 

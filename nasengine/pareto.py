@@ -23,7 +23,7 @@ from nasengine.predictor import PREDICTORS, Predictor, load_predictor
 from nasengine.pricing import Costs, Prices, chosen_costs
 from nasengine.ranking import PREDICTOR, RANKING, Progress
 from nasengine.registry import SPACES
-from nasengine.run_directory import Run, check_free
+from nasengine.run_directory import RECORD, Run, check_free, read_record
 from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.task import Shapes
@@ -93,6 +93,7 @@ def front(
     space, shapes = fitted.check(), fitted.shapes
     named = {"space": plain_plugin(SPACES, space), "predictor": plain_plugin(PREDICTORS, fitted)}
     final = {**named, "front": plain(numbers), "files": {"predictor": str(file.resolve()) if file else None}}
+    final |= {"data": data} if (data := stored.get("data") or _data(file)) else {}
     beside = file.parent / "front" if file is not None else Path("results") / space.name / "front"
     path = Path(out) if out is not None else beside
     check_free(path, "front")
@@ -229,6 +230,12 @@ def _fitted(source: Path | str | Predictor | None) -> tuple[Path | None, Predict
                 "rank first by 'nasengine rank'."
             )
     return path, load_predictor(path)
+
+
+def _data(file: Path | None) -> dict[str, Any]:
+    """The data of the ranking that wrote a predictor, if that is known."""
+    beside = file.parent / RECORD if file is not None else None
+    return dict(read_record(beside.parent)["config"].get("data", {})) if beside is not None and beside.exists() else {}
 
 
 def _ranked(file: Path | None, space: Space, shapes: Shapes) -> list[Architecture]:

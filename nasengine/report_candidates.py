@@ -154,7 +154,8 @@ def front_section(front: Plain, place: int) -> Html:
         "Of architectures on the line no other one has a better score for less. Click a point, or a button below, to "
         "copy the command that trains it, or exports it where it is trained."
     )
-    which = "searched" if front["searched"] else "of the candidates"
+    note += " Hollow ones are on the front for another cost." if len(options) > 1 else ""
+    which = "searched" if front["searched"] else "that of the candidates"
     parts += [element("p", f"{note} Scores: {front['score']}; the front is {which}.")]
     parts.append(chart("front", f"Pareto front of {front['run']}: score against cost", place))
     rows = [

@@ -22,6 +22,7 @@ _NOUNS: Final = {
     "rank": "Ranking",
     "front": "Pareto front",
     "run": "Pipeline",
+    "propose": "Proposals",
 }
 
 
@@ -82,7 +83,9 @@ def _trained(finding: Finding) -> dict[str, Any] | None:
 
 def _over_seeds(finding: Finding, trained: dict[str, Any], name: str) -> str:
     """Mean and deviation of the test scores of the same architecture from other seeds."""
-    runs = [run for run in finding.all() if run.verb == "train" and run.result.get("genotype") == trained["genotype"]]
+    runs = [
+        run for run in finding.all() if run.verb == "train" and run.result.get("genotype") == trained.get("genotype")
+    ]
     scores = [value for run in runs if (value := number(run.result.get(name))) is not None]
     if len(scores) < 2:
         return ""
@@ -122,7 +125,7 @@ def _pair(name: str, value: object) -> Iterator[Html]:
 
 
 def _facts(finding: Finding) -> Iterator[tuple[str, object]]:
-    result = {**(_trained(finding) or {}), **finding.result}
+    result = {**finding.result, **(_trained(finding) or {})}
     spaces = [run.config["space"].get("name") for run in finding.all() if isinstance(run.config.get("space"), dict)]
     if spaces:
         yield "space", spaces[0]
@@ -173,11 +176,12 @@ def comparison(findings: Sequence[Finding]) -> Html:
 
 
 def _numbers(finding: Finding) -> dict[str, Any]:
-    return {**(_trained(finding) or {}), **finding.result}
+    return {**finding.result, **(_trained(finding) or {})}
 
 
 def _how(finding: Finding) -> str:
-    names = [finding.config[part].get("name") for part in ("space", "algo") if part in finding.config]
+    parts = [finding.config.get(part) for part in ("space", "algo")]
+    names = [part.get("name") for part in parts if isinstance(part, dict)]
     return f"{noun(finding).lower()}: {', '.join(filter(None, names))}" if any(names) else noun(finding).lower()
 
 

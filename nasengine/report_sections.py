@@ -118,7 +118,8 @@ def weights_section(weights: Sequence[Plain]) -> Html:
         )
         parts += [*name, both, chart("weights", f"{run['run']}: the weights of one choice by epoch", place)]
     note = (
-        "The map shows the largest weight of every choice: near one, it is decided. Click a row, or choose below, "
+        "The map shows the largest weight of every choice: pale where all options weigh alike, one where it is "
+        "decided. Click a row, or choose below, "
         "to see all options of a choice."
     )
     return section("weights", "Weights of the choices", element("p", note), *parts)

@@ -97,9 +97,10 @@
     const columns = (choice) => run.epochs.map((_, epoch) => choice.weights.map((row) => row[epoch]));
     const z = labels.map((label) => columns(run.choices[label]).map((column) => Math.max(...column)));
     const text = labels.map((label) => columns(run.choices[label]).map((column, epoch) => `${escaped(label)}, epoch ${run.epochs[epoch]}<br>${escaped(leading(run.choices[label].options, column))} ${short(Math.max(...column))}`));
+    const even = Math.min(...labels.map((label) => 1 / run.choices[label].options.length));
     const trace = {
       type: "heatmap", x: run.epochs, y: labels.map(escaped), z, text, hoverinfo: "text", xgap: 1, ygap: 1,
-      colorscale: [[0, css("--low")], [1, css("--high")]], zmin: 0, zmax: Math.max(0.5, ...z.flat()), colorbar: { thickness: 12, title: { text: "largest weight", side: "right" } },
+      colorscale: [[0, css("--low")], [1, css("--high")]], zmin: even, zmax: Math.max(2 * even, ...z.flat()), colorbar: { thickness: 12, title: { text: "largest weight", side: "right" } },
     };
     const whole = run.epochs.length < 20 ? { dtick: 1 } : {};
     return [[trace], layout(80 + 18 * labels.length, { yaxis: { autorange: "reversed", automargin: true, tickfont: { size: 11 }, dtick: 1 }, xaxis: axis("epoch", whole) })];

@@ -36,7 +36,9 @@ def make_pipeline(path: Path) -> Path:
     candidates = pd.DataFrame({"architecture": map(SPACE.write, [*known[:5], *others])})
     given = ("rank.draws=1", "rank.top=12")
     out = path / "ranking"
-    ranked = nasengine.rank(SPACE, labels, candidates=candidates, task=SHAPES, settings=given, out=out)
+    ranked = nasengine.rank(
+        SPACE, labels, predictor="ridge", candidates=candidates, task=SHAPES, settings=given, out=out
+    )
     small = ("front.population=8", "front.generations=3", "front.against=parameters,multiply_adds")
     nasengine.front(path, settings=small)
     best = list(SPACE.from_table(ranked.top))

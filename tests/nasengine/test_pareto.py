@@ -28,7 +28,7 @@ from search_spaces.nasbench201 import NASBench201
 from tests.nasengine.rankings import SHAPES, Five, ranked, table
 from tests.nasengine.runs import contents, record
 
-SPACE, SMALL = Five(), ("front.population=24", "front.generations=12")
+SPACE, SMALL = Five(), ("front.population=20", "front.generations=6")
 NB201 = Path(__file__).resolve().parents[3] / "shared" / "data" / "nasbench201" / "nasbench201.parquet"
 
 
@@ -58,7 +58,7 @@ def test_non_dominated_rows(columns: int) -> None:
 
 @pytest.mark.parametrize("against", ["parameters", "multiply_adds,parameters"])
 def test_the_true_front_of_a_space(ranking: Path, tmp_path: Path, against: str) -> None:
-    settings = ("front.population=50", "front.generations=16", f"front.against={against}")
+    settings = ("front.population=40", "front.generations=12", f"front.against={against}")
     found = front(ranking, settings=settings, out=tmp_path / "out")
     predictor, every = nasengine.load_predictor(ranking / PREDICTOR), SPACE.everything(SHAPES)
     prices = Prices(SPACE, SHAPES, against.split(","))
@@ -187,12 +187,12 @@ def test_the_front_of_nasbench201(tmp_path: Path) -> None:
     kind: type[Predictor] = PREDICTORS["ridge"]
     known = [space.read(text) for text in labels["architecture"]]
     predictor = kind(space=space, shapes=shapes).fit(known, labels["cifar10_validation_accuracy"])
-    settings = ("front.generations=15",)
+    settings = ("front.generations=12",)
     found = front(predictor, settings=settings, out=tmp_path / "out")
     every = space.everything(shapes)
     prices = Prices(space, shapes, ("parameters",))
     values = np.stack([-predictor.predict(every), prices(every)["parameters"]], axis=1)
-    assert found.evaluated <= 1500 < len(every) == len(values)
+    assert found.evaluated <= 1200 < len(every) == len(values)
     low, high = values.min(0), values.max(0)
     volume = HV(ref_point=np.full(2, 1.1))
     reached = volume((found.front[["score", "parameters"]].to_numpy() * [-1, 1] - low) / (high - low))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,11 @@ def test_what_is_told(cli: Run, ranking: Path) -> None:
     assert f"{len(written)} of {found['evaluated']} architectures are on the front" in rest
     text = written["architecture"][written["score"].idxmax()]
     assert f"train the best: nasengine train --space {SPEC} --genotype '{text}' --data YOUR_DATA" in rest
+    whole = record(ranking)
+    whole["config"]["data"] = {"name": "digits", "train_size": 100}
+    (ranking / "run.json").write_text(json.dumps(whole))
+    said = cli("front", ranking, *SMALL, "--against", "parameters,multiply-adds", "--out", "out").out
+    assert f"--genotype '{text}' --set data.train_size=100 --data digits" in said
 
 
 def test_flags_are_settings(cli: Run, ranking: Path) -> None:

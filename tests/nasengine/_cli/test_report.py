@@ -6,6 +6,7 @@ from pathlib import Path
 
 from nasengine._cli.report import EPILOG
 from tests.nasengine._cli.conftest import Run
+from tests.nasengine.runs import record
 
 
 def test_what_is_told(cli: Run, ended: Path) -> None:
@@ -15,6 +16,7 @@ def test_what_is_told(cli: Run, ended: Path) -> None:
     assert code == 0 and err == "" and out == f"{file}: {size:.1f} MB, open it in a browser\n"
     text = file.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>") and "test accuracy" in text  # of the training below the search
+    assert f"<dd>{record(ended / 'final')['result']['parameters']:,}</dd>" in text
 
 
 def test_several_runs_and_a_file(cli: Run, ended: Path) -> None:
