@@ -1,6 +1,6 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`,
+Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`, `compare`,
 `show`, `list`. The names are
 loaded on use, so that importing the package stays light.
 """
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nasengine.architecture import Choice as Choice
     from nasengine.attention import ElasticAttention as ElasticAttention
     from nasengine.collecting import collect as collect
+    from nasengine.comparing import compare as compare
     from nasengine.elastic import ElasticDepth as ElasticDepth
     from nasengine.elastic import ElasticResolution as ElasticResolution
     from nasengine.elastic import Size as Size
@@ -96,6 +97,7 @@ _HOME = {
     "Task": "task",
     "Zero": "supernet",
     "collect": "collecting",
+    "compare": "comparing",
     "list": "listing",
     "load_predictor": "predictor",
     "load_task": "task",

@@ -173,6 +173,17 @@ class RunSettings:
         validate(self, "run")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """How algorithms are compared."""
+
+    seeds: int = setting(3, "searches, and trainings of what they find, of each algorithm", low=1)
+    budget: float = setting(1200.0, "seconds of a search, its evaluations and its answer among them", above=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "compare")
+
+
 def read_config(path: Path, verb: str) -> dict[str, Any]:
     """The configuration of a run of `verb`: of a run directory, or in a run.json."""
     record = read_record(path) if os.path.isdir(path) else read_run_json(path)

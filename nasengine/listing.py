@@ -11,7 +11,15 @@ from typing import Any, Final
 import networkx as nx
 
 from nasengine.architecture import Architecture
-from nasengine.config import AnySpace, CollectSettings, RankSettings, SearchSettings, TrainSettings, resolve_space
+from nasengine.config import (
+    AnySpace,
+    CollectSettings,
+    CompareSettings,
+    RankSettings,
+    SearchSettings,
+    TrainSettings,
+    resolve_space,
+)
 from nasengine.data import SCHEMES
 from nasengine.drawing import draw
 from nasengine.errors import ArchitectureError, NasengineError, RunError
@@ -43,7 +51,8 @@ def list() -> builtins.list[Entry]:
     entries += [_plugin("predictor", name, PREDICTORS[name], "predictor") for name in PREDICTORS.names()]
     entries += [Entry("data", scheme.name, scheme.summary, ()) for scheme in SCHEMES.values()]
     groups = {"data": DataSettings, "search": SearchSettings, "train": TrainSettings}
-    for prefix, kind in {**groups, "collect": CollectSettings, "rank": RankSettings}.items():
+    groups |= {"collect": CollectSettings, "rank": RankSettings, "compare": CompareSettings}
+    for prefix, kind in groups.items():
         entries.append(_plugin("settings", prefix, kind, prefix))
     return entries
 

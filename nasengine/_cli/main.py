@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, propose, rank, search, show, train
+from nasengine._cli import benchmark, collect, compare, propose, rank, search, show, train
 from nasengine._cli import list as list_
 from nasengine._cli import run as run_
 
@@ -31,6 +31,7 @@ app.command("train", epilog=train.EPILOG)(train.train)
 app.command("propose", epilog=propose.EPILOG)(propose.propose)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
 app.add_typer(benchmark.app, name="benchmark")
