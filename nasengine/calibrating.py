@@ -29,6 +29,7 @@ from nasengine.workers import LOCAL_THREADS
 _SHARE, _MOST_SECONDS = 0.05, 10.0  # of the budget, and at all, for timing the steps of one algorithm
 _FEWEST, _MOST = 6, 100
 _TRIAL: Final = 2
+_clock = time.perf_counter
 _PROBE_BATCH, _PROBES = 8, 3
 
 
@@ -103,19 +104,19 @@ def _steps(job: SearchJob, count: int) -> float:
     """Seconds of a step, of a search of `count` steps."""
     supernet = job.algorithm.supernet(job.state)
     job.state = job.algorithm.init(supernet, generator(job.settings.seed), count)
-    start = time.perf_counter()
+    start = _clock()
     for step in range(count):
         for value in job.step(step).values():
             value.item()  # waits for the device
-    return (time.perf_counter() - start) / count
+    return (_clock() - start) / count
 
 
 def _evaluation(job: SearchJob) -> float:
-    start = time.perf_counter()
+    start = _clock()
     job.end_epoch(1)
     not_finite(job.state_dict())
     torch.save(job.state_dict(), io.BytesIO())
-    return time.perf_counter() - start
+    return _clock() - start
 
 
 def _deriving(job: SearchJob) -> float:
@@ -126,15 +127,15 @@ def _deriving(job: SearchJob) -> float:
         counted.append(architecture)
         return 0.0
 
-    start = time.perf_counter()
+    start = _clock()
     architecture = job.algorithm.derive(
         job.state, Budget(job.limits, job.costs, count, generator(job.settings.seed, DERIVE))
     )
-    deriving = time.perf_counter() - start
-    start = time.perf_counter()
+    deriving = _clock() - start
+    start = _clock()
     if counted:
         job.judge.subnet(job.algorithm.supernet(job.state), architecture)
-    return deriving + len(counted) * (time.perf_counter() - start)
+    return deriving + len(counted) * (_clock() - start)
 
 
 def _drawing(job: SearchJob) -> float:
@@ -143,8 +144,8 @@ def _drawing(job: SearchJob) -> float:
     with tempfile.TemporaryDirectory() as folder:
         for suffix in ("svg", "svg", "png"):  # the first one loads matplotlib
             draw(graphs, Path(folder) / f"cells.{suffix}")
-            start = start or time.perf_counter()
-    return time.perf_counter() - start
+            start = start or _clock()
+    return _clock() - start
 
 
 @contextmanager

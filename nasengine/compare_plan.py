@@ -197,7 +197,8 @@ def _named(algorithm: AnyAlgorithm) -> tuple[str, Algorithm[Any]]:
 def _split(text: str) -> list[str]:
     """A name, which may have a ":" itself as file.py:Class has, and the settings behind it."""
     parts = text.split(":")
-    count = next((place for place, part in enumerate(parts) if "=" in part), len(parts))
+    known = 1 if parts[0] in ALGORITHMS.names() else len(parts)
+    count = next((place for place, part in enumerate(parts) if "=" in part), known)
     wrong = next((part for part in parts[count:] if "=" not in part), None)
     if wrong is not None:
         raise SettingError(

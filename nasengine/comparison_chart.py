@@ -55,7 +55,9 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, labels: list[str], column: st
         axes.plot(seconds, means, ".-", color=colour, linewidth=1.2, ms=3, label=label)
         axes.fill_between(seconds, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
         if len(ends):
-            axes.plot(ends["seconds"].mean(), scale * ends[column].mean(), "o", color=colour, ms=6, mec="white")
+            last = ends["seconds"].mean(), scale * ends[column].mean()
+            axes.plot([seconds.iloc[-1], last[0]], [means.iloc[-1], last[1]], ":", color=colour, linewidth=1.0)
+            axes.plot(*last, "o", color=colour, ms=6, mec="white")
     axes.axvline(budget, color=GREY, linewidth=0.8, linestyle="--")
     axes.set_xlim(left=0)
     axes.set_xlabel("seconds of search")

@@ -16,35 +16,38 @@ EPILOG = (
 )
 
 
+Space = Annotated[str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)]
+Algorithms = Annotated[
+    str | None,
+    typer.Option(
+        help=(
+            "Two or more, with settings behind a colon: darts:order=second:alphas.lr=0.01,rarts.  "
+            "[default: darts,rarts,random]"
+        ),
+        metavar="NAMES",
+        show_default=False,
+    ),
+]
+Seeds = Annotated[
+    str | None, typer.Option(help="Of each algorithm.  [default: 3]", metavar="INTEGER", show_default=False)
+]
+Time = Annotated[
+    str | None,
+    typer.Option(help="Time of one search: 90s, 20m, 1.5h.  [default: 20m]", metavar="DURATION", show_default=False),
+]
+TrainEpochs = Annotated[
+    str | None,
+    typer.Option(help="Passes of a final training.  [default: 600]", metavar="INTEGER", show_default=False),
+]
+
+
 def compare(
-    space: Annotated[
-        str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)
-    ] = None,
-    algo: Annotated[
-        str | None,
-        typer.Option(
-            help=(
-                "Two or more, with settings behind a colon: darts:order=second:alphas.lr=0.01,rarts.  "
-                "[default: darts,rarts,random]"
-            ),
-            metavar="NAMES",
-            show_default=False,
-        ),
-    ] = None,
+    space: Space = None,
+    algo: Algorithms = None,
     data: Data = None,
-    seeds: Annotated[
-        str | None, typer.Option(help="Of each algorithm.  [default: 3]", metavar="INTEGER", show_default=False)
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="Time of one search: 90s, 20m, 1.5h.  [default: 20m]", metavar="DURATION", show_default=False
-        ),
-    ] = None,
-    train_epochs: Annotated[
-        str | None,
-        typer.Option(help="Passes of a final training.  [default: 600]", metavar="INTEGER", show_default=False),
-    ] = None,
+    seeds: Seeds = None,
+    budget: Time = None,
+    train_epochs: TrainEpochs = None,
     seed: Seed = None,
     device: Device = None,
     set_: Set = None,
