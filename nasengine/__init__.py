@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
 Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`, `front`,
-`export`, `report`, `show`, `list`. The names are loaded on use, so that importing the package stays light.
+`compare`, `export`, `report`, `show`, `list`. The names are loaded on use, so that importing the package stays light.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from nasengine.architecture import Choice as Choice
     from nasengine.attention import ElasticAttention as ElasticAttention
     from nasengine.collecting import collect as collect
+    from nasengine.comparing import compare as compare
     from nasengine.elastic import ElasticDepth as ElasticDepth
     from nasengine.elastic import ElasticResolution as ElasticResolution
     from nasengine.elastic import Size as Size
@@ -101,6 +102,7 @@ _HOME = {
     "collect": "collecting",
     "export": "exporting",
     "front": "pareto",
+    "compare": "comparing",
     "list": "listing",
     "load_network": "trained",
     "load_predictor": "predictor",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, as of the cells
-_INK, _GREY = "#1F2933", "#9AA5B1"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and Ito's, as of the cells
+INK, GREY = "#1F2933", "#9AA5B1"
 _MOST_POINTS = 160
 _MOST_LABELS = 24
 _STYLE = {
@@ -26,7 +26,7 @@ _STYLE = {
     "svg.hashsalt": "nasengine",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
+    "axes.edgecolor": GREY,
     "font.size": 9.0,
     "text.parse_math": False,
 }
@@ -41,12 +41,17 @@ def draw_ranking(scores: Floats, known: Floats, evaluation: Evaluation | None, p
         path: of the picture.
         name: what the scores are.
     """
+    write_picture(lambda: figure(scores, known, evaluation, name), path)
+
+
+def write_picture(make: Callable[[], Figure], path: Path) -> None:
+    """Writes a figure in the looks of this project, .svg or .png by the suffix of `path`; same numbers, same bytes."""
     from matplotlib import style
 
     kind = path.suffix.removeprefix(".")
     metadata = {"Date": None} if kind == "svg" else {"Software": None}
     with style.context(["default", _STYLE]):
-        figure(scores, known, evaluation, name).savefig(path, format=kind, dpi=200, metadata=metadata)
+        make().savefig(path, format=kind, dpi=200, metadata=metadata)
 
 
 def figure(scores: Floats, known: Floats, evaluation: Evaluation | None, name: str = "score") -> Figure:
@@ -65,12 +70,12 @@ def figure(scores: Floats, known: Floats, evaluation: Evaluation | None, name: s
 
 def _draw_guesses(axes: Axes, evaluation: Evaluation, name: str) -> None:
     each = max(1, _MOST_POINTS // len(evaluation.parts))
-    for part, colour in zip(evaluation.parts, _COLOURS * len(evaluation.parts), strict=False):
+    for part, colour in zip(evaluation.parts, COLOURS * len(evaluation.parts), strict=False):
         x, y, error = part.truth[:each], part.scores[:each], part.deviations[:each]
         axes.errorbar(x, y, error, fmt="o", ms=3, color=colour, ecolor=colour, elinewidth=0.5, alpha=0.6)
     shown = np.concatenate([part.truth[:each] for part in evaluation.parts])
     ends = [shown.min(), shown.max()]
-    axes.plot(ends, ends, color=_INK, linewidth=0.8, linestyle="--", zorder=0)
+    axes.plot(ends, ends, color=INK, linewidth=0.8, linestyle="--", zorder=0)
     tau, spread = evaluation.summary()["kendall_tau"]
     around = f" ± {spread:.3f}" if np.isfinite(spread) else ""
     axes.set(xlabel=f"true {name}", ylabel=f"guessed {name}", title=f"labels held out: tau {tau:.3f}{around}")
@@ -81,8 +86,8 @@ def _draw_curve(axes: Axes, evaluation: Evaluation) -> None:
     found = [np.array([p.measures["kendall_tau"] for p in evaluation.curve if p.labels == size]) for size in sizes]
     means, spreads = [taus.mean() for taus in found], [taus.std(ddof=1) if len(taus) > 1 else 0.0 for taus in found]
     for part in evaluation.curve:
-        axes.plot(part.labels, part.measures["kendall_tau"], "o", ms=3, color=_GREY)
-    axes.errorbar(sizes, means, spreads, fmt="o-", ms=4, color=_COLOURS[0], linewidth=1.2, capsize=2)
+        axes.plot(part.labels, part.measures["kendall_tau"], "o", ms=3, color=GREY)
+    axes.errorbar(sizes, means, spreads, fmt="o-", ms=4, color=COLOURS[0], linewidth=1.2, capsize=2)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
@@ -92,7 +97,7 @@ def _draw_curve(axes: Axes, evaluation: Evaluation) -> None:
 def _draw_spread(axes: Axes, scores: Floats, known: Floats, name: str) -> None:
     low, high = min(scores.min(), known.min()), max(scores.max(), known.max())
     bins = np.linspace(low, high, 61) if high > low else np.array([low - 0.5, low + 0.5])
-    for values, label, colour in ((scores, "guessed", _COLOURS[0]), (known, "labels", _COLOURS[1])):
+    for values, label, colour in ((scores, "guessed", COLOURS[0]), (known, "labels", COLOURS[1])):
         heights = np.histogram(values, bins)[0] / len(values)
         axes.stairs(heights, bins, color=colour, label=f"{len(values):,} {label}", linewidth=1.2)
     axes.legend(frameon=False, loc="upper left")
@@ -126,18 +131,16 @@ def _draw_front(axes: Axes, cost: Floats, score: Floats, front: NDArray[np.intp]
     from matplotlib.ticker import EngFormatter
 
     rest = np.setdiff1d(np.arange(len(cost)), front)
-    axes.scatter(
-        cost[rest], score[rest], s=6, color=_GREY, alpha=0.35, linewidths=0, label="evaluated", rasterized=True
-    )
+    axes.scatter(cost[rest], score[rest], s=6, color=GREY, alpha=0.35, linewidths=0, label="evaluated", rasterized=True)
     order = front[np.lexsort((-score[front], cost[front]))]
     best = np.maximum.accumulate(score[order])
     edge = order[np.concatenate([[True], best[1:] > best[:-1]])]
-    axes.step(cost[edge], score[edge], where="post", color=_COLOURS[0], linewidth=1.2)
-    axes.scatter(cost[front], score[front], s=20, color=_COLOURS[0], zorder=3, label="front")
+    axes.step(cost[edge], score[edge], where="post", color=COLOURS[0], linewidth=1.2)
+    axes.scatter(cost[front], score[front], s=20, color=COLOURS[0], zorder=3, label="front")
     shown = np.unique(np.linspace(0, len(front) - 1, min(len(front), _MOST_LABELS)).round().astype(int))
     for place in shown:
         at = (cost[front[place]], score[front[place]])
-        axes.annotate(str(place + 1), at, (0, 5), textcoords="offset points", ha="center", size=7, color=_INK)
+        axes.annotate(str(place + 1), at, (0, 5), textcoords="offset points", ha="center", size=7, color=INK)
     if cost.min() > 0 and cost.max() > 20 * cost.min():
         axes.set_xscale("log", subs=(2, 5))
         axes.xaxis.set_minor_formatter(EngFormatter(sep=""))

@@ -193,6 +193,17 @@ class FrontSettings:
         validate(self, "front")
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """How algorithms are compared."""
+
+    seeds: int = setting(3, "searches, and trainings of what they find, of each algorithm", low=1)
+    budget: float = setting(1200.0, "seconds of a search, its evaluations and its answer among them", above=0)
+
+    def __post_init__(self) -> None:
+        validate(self, "compare")
+
+
 def read_config(path: Path, verb: str, ranks: Ranks = ALONE) -> dict[str, Any]:
     """The configuration of a run of `verb`: of a run directory, or in a run.json; rank 0 reads it for all."""
     if ranks.world > 1:

@@ -14,8 +14,11 @@ from nasengine.architecture import Architecture
 from nasengine.config import (
     AnySpace,
     CollectSettings,
+    CompareSettings,
     FrontSettings,
+    ProposeSettings,
     RankSettings,
+    RunSettings,
     SearchSettings,
     TrainSettings,
     resolve_space,
@@ -51,7 +54,8 @@ def list() -> builtins.list[Entry]:
     entries += [_plugin("predictor", name, PREDICTORS[name], "predictor") for name in PREDICTORS.names()]
     entries += [Entry("data", scheme.name, scheme.summary, ()) for scheme in SCHEMES.values()]
     groups = {"data": DataSettings, "search": SearchSettings, "train": TrainSettings}
-    for prefix, kind in {**groups, "collect": CollectSettings, "rank": RankSettings, "front": FrontSettings}.items():
+    groups |= {"collect": CollectSettings, "propose": ProposeSettings, "rank": RankSettings, "run": RunSettings}
+    for prefix, kind in {**groups, "compare": CompareSettings, "front": FrontSettings}.items():
         entries.append(_plugin("settings", prefix, kind, prefix))
     return entries
 

@@ -215,6 +215,24 @@ class Loop:
 
 
 @contextmanager
+def concluded(run: Run) -> Iterator[None]:
+    """Writes into run.json that a run of several stages was interrupted or diverged; a stage has told it in its own.
+
+    Raises:
+        InterruptedRun: also where Ctrl-C came between the stages.
+    """
+    try:
+        yield
+    except (InterruptedRun, KeyboardInterrupt) as error:
+        run.update({"status": "interrupted"})
+        said = str(error).partition(",")[0] if isinstance(error, InterruptedRun) else "Stopped"
+        raise InterruptedRun(f"{said}, all is saved.") from None
+    except DivergedError:
+        run.update({"status": "diverged"})
+        raise
+
+
+@contextmanager
 def seeded(*key: int) -> Iterator[None]:
     """Runs a block with all global random states derived from a key, and puts the caller's back after it."""
     before = random_state()

@@ -15,9 +15,8 @@ from nasengine.algorithm import Algorithm
 from nasengine.candidates import TABLE, candidate_table, chosen_rows, worth
 from nasengine.collecting import collect
 from nasengine.config import AnySpace, AnyTask, read_config
-from nasengine.errors import DivergedError, InterruptedRun
 from nasengine.finals import FOLDER, Finalist, final_works, train_finals, winner
-from nasengine.loop import Observer
+from nasengine.loop import Observer, concluded
 from nasengine.predictor import Predictor
 from nasengine.proposals import Origin
 from nasengine.proposing import ORIGIN, propose
@@ -130,15 +129,8 @@ def run(
         directory.update({"status": "running"})
         named = None if task is None or isinstance(task, str) else plan.task
         stages = _Stages(directory, plan, named, workers, observer or RunObserver())
-        try:
+        with concluded(directory):
             result = stages.result()
-        except (InterruptedRun, KeyboardInterrupt) as error:
-            directory.update({"status": "interrupted"})
-            said = str(error).partition(",")[0] if isinstance(error, InterruptedRun) else "Stopped"
-            raise InterruptedRun(f"{said}, all is saved.") from None
-        except DivergedError:
-            directory.update({"status": "diverged"})
-            raise
         directory.update({"status": "finished", "result": result})
         test = float(result[f"test_{plan.task.measure.name}"])
         return RunResult(path, path / str(result["winner"]), test, directory.record)

@@ -57,8 +57,24 @@ def around(
     return found.candidates
 
 
-def best_of(evolved: Sequence[Scored], count: int, budget: Budget) -> list[Candidate]:
-    """The best candidates of an evolution: those that nothing is both better and cheaper than, then by score."""
+def filled(
+    found: Sequence[Candidate],
+    space: Space,
+    choices: Mapping[str, Choice],
+    mixture: Mixture,
+    count: int,
+    budget: Budget,
+) -> list[Candidate]:
+    """What was found, the best first, and what is around the best where that is fewer than `count`."""
+    if len(found) >= count:
+        return list(found)
+    known = {candidate.architecture for candidate in found}
+    more = around(space, choices, found[0].architecture, mixture, count, budget)
+    return [*found, *(candidate for candidate in more if candidate.architecture not in known)][:count]
+
+
+def best_of(evolved: Sequence[Scored], count: int, budget: Budget, origin: Origin = "evolved") -> list[Candidate]:
+    """The best candidates that were measured: those that nothing is both better and cheaper than, then by score."""
     ordered = sorted(evolved, key=lambda scored: -scored.score)
     if budget.costs is not None:
         least, front = float("inf"), list[Scored]()
@@ -70,7 +86,7 @@ def best_of(evolved: Sequence[Scored], count: int, budget: Budget) -> list[Candi
         ordered = [*front, *(scored for scored in ordered if scored not in front)]
     found = _Found(count, budget.allows)
     found.some([scored.architecture for scored in ordered[:1]], "derived")
-    found.some([scored.architecture for scored in ordered], "evolved")
+    found.some([scored.architecture for scored in ordered], origin)
     return found.candidates
 
 

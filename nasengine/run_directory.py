@@ -34,11 +34,12 @@ _PARTIAL: Final = ".partial-"
 _FORMAT: Final = 1
 _FREE: Final = {  # settings that may differ when a run goes on
     *("search.checkpoint_seconds", "train.checkpoint_seconds", "collect.checkpoint_seconds"),
-    "collect.count",
+    *("collect.count", "compare.seeds"),
 }
 _ANEW: Final = {  # settings under which a finished run can go on to another end
     "search": {"search.max_params", "search.max_flops"},
     "collect": {"collect.count"},
+    "compare": {"compare.seeds"},
 }
 _PARTS: Final = {
     "search": ("space", "algo", "data", "search"),
@@ -48,6 +49,7 @@ _PARTS: Final = {
     "front": ("space", "front"),
     "propose": ("propose",),
     "run": ("space", "algo", "data", "search", "propose", "collect", "predictor", "rank", "train", "run"),
+    "compare": ("space", "algos", "data", "search", "final", "train", "compare"),
 }  # of a configuration
 _WHOLE: Final = {"rank", "propose", "front"}  # verbs that begin anew where they were stopped
 
@@ -286,7 +288,8 @@ def _check_resumable(path: Path, record: Mapping[str, Any], verb: str) -> None:
             f"{path} must hold a run of 'nasengine {verb}' to go on with, but holds one of '{record['verb']}'."
         )
     if record["status"] == "finished":
-        more = "ask for more by --count alone, or " if verb == "collect" else ""
+        option = {"collect": "--count", "compare": "--seeds"}.get(verb)
+        more = f"ask for more by {option} alone, or " if option else ""
         raise RunError(
             f"The run in {path} is finished: nothing is left to go on with; {more}give another --out for a new one."
         )

@@ -19,7 +19,10 @@ from tests.search_spaces.test_contract import SMALL
 
 SEARCH = ("search.epochs=2", "search.batch_size=8", "search.eval_size=8", "search.device=cpu")
 TRAIN = ("train.epochs=1", "train.batch_size=32", "train.device=cpu")
-QUICK = {"deps": ("algo.evolution.population=2", "algo.evolution.generations=1")}
+QUICK = {
+    "deps": ("algo.evolution.population=2", "algo.evolution.generations=1"),
+    "random": ("algo.samples=2",),
+}
 """Settings that make an algorithm quick; the others, and new ones, run at their defaults."""
 
 

@@ -10,9 +10,12 @@ import torch
 import typer
 
 from nasengine import cost
+from nasengine._cli.progress import duration
 from nasengine.algorithm import state_dict
 from nasengine.architecture import Architecture
+from nasengine.calibrating import calibrated, epochs_of, training_seconds
 from nasengine.collecting import CollectPlan
+from nasengine.compare_plan import ComparePlan
 from nasengine.config import TrainSettings
 from nasengine.labelling import InheritJob
 from nasengine.searching import SearchJob, SearchPlan
@@ -71,6 +74,26 @@ def collecting_cost(plan: CollectPlan) -> None:
     typer.echo(f"labels: {settings.count} architectures of {plan.space.name} on {plan.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
     _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
+
+
+def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
+    """Prints the epochs that every algorithm gets within the budget, and how long all of it takes."""
+    found = {contender.label: calibrated(plan, contender, workers) for contender in plan.contenders}
+    epochs = epochs_of(found, plan.settings.budget)
+    count = plan.settings.seeds
+    typer.echo(
+        f"comparison on {plan.space.name} and {plan.task.name}, budget {duration(plan.settings.budget)} a search"
+    )
+    for label, calibration in found.items():
+        taken = duration(calibration.seconds(epochs[label]))
+        typer.echo(f"  {label}: {epochs[label]} epochs of {calibration.steps} steps, about {taken} a search")
+    searching = count * sum(calibration.seconds(epochs[label]) for label, calibration in found.items())
+    training = count * len(found) * training_seconds(plan, workers)
+    runs = count * len(found)
+    typer.echo(f"  {runs} searches: about {duration(searching)}; {runs} trainings: about {duration(training)}")
+    many = workers if isinstance(workers, int) else 1
+    shared = f", {many} at a time, if they do not slow each other" if many > 1 else ""
+    typer.echo(f"  in all: about {duration((searching + training) / many)}{shared}")
 
 
 def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, export, front, propose, rank, report, search, show, train
+from nasengine._cli import benchmark, collect, compare, export, front, propose, rank, report, search, show, train
 from nasengine._cli import list as list_
 from nasengine._cli import run as run_
 
@@ -35,6 +35,7 @@ app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("front", epilog=front.EPILOG)(front.front)
 app.command("report", epilog=report.EPILOG)(report.report)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
 app.add_typer(benchmark.app, name="benchmark")

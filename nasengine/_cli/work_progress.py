@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -20,10 +21,10 @@ _TOLD = {
 
 
 class WorkProgress:
-    """Shows works as their workers end them."""
+    """Shows works as their workers end them: `what` they are, and the name of each."""
 
-    def __init__(self, what: str) -> None:
-        self._what, self._console = what, Console(highlight=False, soft_wrap=True)
+    def __init__(self, what: str, name: Callable[[Work], str] = lambda work: work.directory.name) -> None:
+        self._what, self._name, self._console = what, name, Console(highlight=False, soft_wrap=True)
         self._bar = Bar(
             TextColumn(what),
             BarColumn(bar_width=20),
@@ -47,7 +48,7 @@ class WorkProgress:
         self._bar.update(self._task, completed=done, total=total, left=left)
         if event != "started":
             self._console.print(
-                f"{self._what} {done}/{total}  {work.directory.name} {_TOLD[event]}  left {left}", markup=False
+                f"{self._what} {done}/{total}  {self._name(work)} {_TOLD[event]}  left {left}", markup=False
             )
         if done == total:
             self.stop()

@@ -16,7 +16,7 @@ from nasengine.algorithm import Algorithm, StepInfo, WeightSettings, optimise
 from nasengine.architecture import Architecture
 from nasengine.evolution import Budget, EvolutionSettings, Scored, evolve
 from nasengine.layers import put
-from nasengine.proposals import Candidate, around, best_of
+from nasengine.proposals import Candidate, best_of, filled
 from nasengine.seeding import generator
 from nasengine.settings import group, setting, validate
 from nasengine.sharding import apart, shard
@@ -170,11 +170,7 @@ class DepS(Algorithm[DepSState]):
         if budget.judge is None:
             return super().propose(state, count, budget)
         found = best_of(self._evolved(state, budget, budget.judge), count, budget)
-        if len(found) == count:
-            return found
-        known = {candidate.architecture for candidate in found}
-        more = around(state.full.space, state.full.choices, found[0].architecture, self.mixture(state), count, budget)
-        return [*found, *(candidate for candidate in more if candidate.architecture not in known)][:count]
+        return filled(found, state.full.space, state.full.choices, self.mixture(state), count, budget)
 
     def _evolved(self, state: DepSState, budget: Budget, judge: Callable[[Architecture], float]) -> list[Scored]:
         """What the evolution measures, best first."""

@@ -28,7 +28,7 @@ def test_everything_that_has_a_name_is_listed() -> None:
         "algorithm": ALGORITHMS.names(),
         "predictor": PREDICTORS.names(),
         "data": list(SCHEMES),
-        "settings": ["data", "search", "train", "collect", "rank", "front"],
+        "settings": ["data", "search", "train", "collect", "propose", "rank", "run", "compare", "front"],
     }
 
 

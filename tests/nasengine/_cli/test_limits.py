@@ -47,7 +47,8 @@ def made(name: str) -> Space:
 
 def common(space: str, algo: str, small: str) -> list[str]:
     """The arguments of a search without limits."""
-    settings = (*SPACES[space], *(EVOLUTION if algo == "deps" else ()))
+    few = {"deps": EVOLUTION, "random": ("algo.samples=4",)}.get(algo, ())
+    settings = (*SPACES[space], *few)
     return ["search", "--space", space, "--algo", algo, "--data", small, *flags(settings), *QUICK]
 
 
@@ -59,7 +60,7 @@ def between(space: str, share: float) -> Cost:
 
 
 @pytest.mark.parametrize("space", SPACES)
-@pytest.mark.parametrize("algo", ["darts", "rarts", "deps", "slimming"])
+@pytest.mark.parametrize("algo", ["darts", "rarts", "deps", "slimming", "random"])
 def test_what_is_derived_keeps_the_limits(cli: Run, small: str, space: str, algo: str) -> None:
     most = between(space, 0.02)  # hardly more than the smallest network: what is derived freely is above it
     limits = ("--max-params", most.parameters, "--max-flops", most.multiply_adds)

@@ -1,0 +1,159 @@
+"""What a search takes on this machine, from a few real steps; so that searches can be given equal seconds."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from nasengine import cost
+from nasengine.architecture import Architecture
+from nasengine.compare_plan import ComparePlan, Contender
+from nasengine.drawing import draw
+from nasengine.errors import SettingError
+from nasengine.evolution import Budget
+from nasengine.loop import not_finite, seeded
+from nasengine.searching import DERIVE, TRAIN, SearchJob
+from nasengine.seeding import generator
+from nasengine.training import TrainJob
+from nasengine.workers import LOCAL_THREADS
+
+_SHARE, _MOST_SECONDS = 0.05, 10.0  # of the budget, and at all, for timing the steps of one algorithm
+_FEWEST, _MOST = 6, 100
+_TRIAL: Final = 2
+_clock = time.perf_counter
+_PROBE_BATCH, _PROBES = 8, 3
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a search takes.
+
+    Attributes:
+        step: seconds of a step, the mean over a schedule of few steps that has all phases of a whole one.
+        steps: of an epoch.
+        evaluation: seconds in which the end of an epoch is judged and saved.
+        answer: seconds in which the architecture is found at the end, from the supernet.
+    """
+
+    step: float
+    steps: int
+    evaluation: float
+    answer: float
+
+    @property
+    def epoch(self) -> float:
+        """Seconds of an epoch."""
+        return self.step * self.steps + self.evaluation
+
+    def seconds(self, epochs: int) -> float:
+        """Of a whole search."""
+        return epochs * self.epoch + self.answer
+
+    def epochs(self, budget: float) -> int:
+        """How many end within the budget, which may be 0."""
+        return max(0, int((budget - self.answer) / self.epoch))
+
+
+def calibrated(plan: ComparePlan, contender: Contender, workers: int | str) -> Calibration:
+    """Times the search of one algorithm, alone on the machine, with as many threads as it will have."""
+    with _threads(workers), seeded(plan.search.seed, TRAIN):
+        job = SearchJob(plan.space, contender.algorithm, plan.task, plan.search_settings(1, plan.search.seed))
+        rough = _steps(job, _TRIAL)  # the first steps of a process are slow
+        allowed = min(_MOST_SECONDS, _SHARE * plan.settings.budget)
+        step = _steps(job, min(_MOST, max(_FEWEST, round(allowed / rough))))
+        evaluation = _evaluation(job)
+        if evaluation < allowed:
+            evaluation = _evaluation(job)
+        return Calibration(step, job.steps_per_epoch, evaluation, evaluation + _deriving(job) + _drawing(job))
+
+
+def epochs_of(calibrations: Mapping[str, Calibration], budget: float) -> dict[str, int]:
+    """The epochs that fit a budget in seconds, by label. Raises SettingError where not even one does."""
+    label, slowest = max(calibrations.items(), key=lambda item: item[1].seconds(1))
+    if slowest.seconds(1) > budget:
+        least = int(slowest.seconds(1) * 1.1) + 1  # with some room, for no two calibrations are the same
+        raise SettingError(
+            f"A budget must fit one epoch of the slowest algorithm, {label!r}, which takes about "
+            f"{slowest.seconds(1):.3g} s here, but is {budget:.3g} s; give --budget {least}s or more."
+        )
+    return {label: calibration.epochs(budget) for label, calibration in calibrations.items()}
+
+
+def training_seconds(plan: ComparePlan, workers: int | str) -> float:
+    """About how long the final training of a random architecture takes, without its test."""
+    with _threads(workers), seeded(plan.train.seed, TRAIN):
+        choices = plan.final.choices(plan.task.shapes)
+        architecture = plan.final.sample(choices, generator(plan.train.seed))
+        whole = TrainJob(plan.final, architecture, plan.task, plan.train)
+        batch = min(_PROBE_BATCH, plan.train.batch_size)
+        probe = TrainJob(plan.final, architecture, plan.task, replace(plan.train, batch_size=batch))
+        measured = cost.step_cost(partial(probe.step, 0), lambda: 0, _PROBES)
+        return measured.seconds * plan.train.batch_size / batch * whole.steps_per_epoch * plan.train.epochs
+
+
+def _steps(job: SearchJob, count: int) -> float:
+    """Seconds of a step, of a search of `count` steps."""
+    supernet = job.algorithm.supernet(job.state)
+    job.state = job.algorithm.init(supernet, generator(job.settings.seed), count)
+    start = _clock()
+    for step in range(count):
+        for value in job.step(step).values():
+            value.item()  # waits for the device
+    return (_clock() - start) / count
+
+
+def _evaluation(job: SearchJob) -> float:
+    start = _clock()
+    job.end_epoch(1)
+    not_finite(job.state_dict())
+    torch.save(job.state_dict(), io.BytesIO())
+    return _clock() - start
+
+
+def _deriving(job: SearchJob) -> float:
+    """Seconds in which the algorithm derives: as it does now, with every judgement counted and one of them timed."""
+    counted: list[Architecture] = []
+
+    def count(architecture: Architecture) -> float:
+        counted.append(architecture)
+        return 0.0
+
+    start = _clock()
+    architecture = job.algorithm.derive(
+        job.state, Budget(job.limits, job.costs, count, generator(job.settings.seed, DERIVE))
+    )
+    deriving = _clock() - start
+    start = _clock()
+    if counted:
+        job.judge.subnet(job.algorithm.supernet(job.state), architecture)
+    return deriving + len(counted) * (_clock() - start)
+
+
+def _drawing(job: SearchJob) -> float:
+    """Seconds in which the pictures of an answer are drawn."""
+    graphs, start = job.space.graphs(job.algorithm.derive(job.state)), 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for suffix in ("svg", "svg", "png"):  # the first one loads matplotlib
+            draw(graphs, Path(folder) / f"cells.{suffix}")
+            start = start or _clock()
+    return _clock() - start
+
+
+@contextmanager
+def _threads(workers: int | str) -> Iterator[None]:
+    """As many threads as a search has: those of this process, or of a worker."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if workers == 1 else LOCAL_THREADS)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
