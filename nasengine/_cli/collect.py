@@ -30,31 +30,34 @@ EPILOG = (
 )
 
 
+_Space = Annotated[str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)]
+_Count = Annotated[
+    str | None, typer.Option(help="How many architectures.  [default: 100]", metavar="INTEGER", show_default=False)
+]
+_Architectures = Annotated[
+    Path | None,
+    typer.Option(
+        help="Label these: CSV or parquet, such as the next.csv of a ranking.  [default: random ones]",
+        metavar="FILE",
+        show_default=False,
+    ),
+]
+_Inherit = Annotated[
+    Path | None,
+    typer.Option(
+        help="Train nothing: judge with the weights that architectures share in this search.",
+        metavar="RUN",
+        show_default=False,
+    ),
+]
+
+
 def collect(
-    space: Annotated[
-        str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)
-    ] = None,
+    space: _Space = None,
     data: Data = None,
-    count: Annotated[
-        str | None,
-        typer.Option(help="How many architectures.  [default: 100]", metavar="INTEGER", show_default=False),
-    ] = None,
-    architectures: Annotated[
-        Path | None,
-        typer.Option(
-            help="Label these: CSV or parquet, such as the next.csv of a ranking.  [default: random ones]",
-            metavar="FILE",
-            show_default=False,
-        ),
-    ] = None,
-    inherit: Annotated[
-        Path | None,
-        typer.Option(
-            help="Train nothing: judge with the weights that architectures share in this search.",
-            metavar="RUN",
-            show_default=False,
-        ),
-    ] = None,
+    count: _Count = None,
+    architectures: _Architectures = None,
+    inherit: _Inherit = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     train_portion: TrainPortion = None,
@@ -67,9 +70,9 @@ def collect(
     workers: Workers = "1",
     dry_run: DryRun = False,
 ) -> None:
-    """Train random architectures, or given ones, to fit predictors to their scores.
+    """Label architectures, to fit predictors to their scores.
 
-    Each is trained from scratch on a part of the training data and judged on the rest of it: the labels are validation
+    They are random ones, or those of --architectures. Each is trained from scratch on a part of the training data and judged on the rest of it: the labels are validation
     scores, and the test set is not touched. A label is a row of labels.csv once it is whole; a training that diverged
     has the score of chance, and fewer epochs than the others. With --resume and a larger --count more labels are
     added, the same as if all were asked for at once.

@@ -23,9 +23,10 @@ def propose(
         typer.Option(help="Where to write.  [default: RUN/candidates]", metavar="DIR", show_default=False),
     ] = None,
 ) -> None:
-    """Take candidates from a search: what it derives, samples of its distribution, neighbours; within its limits.
+    """Take candidates from a finished search.
 
-    Writes candidates.csv, which 'nasengine collect --architectures' labels and 'nasengine rank --candidates' ranks.
+    They are what it derives, samples of its distribution, and neighbours, within its limits; where a supernet shrinks,
+    the front of its evolution. Writes candidates.csv, which 'nasengine collect --architectures' labels and 'nasengine rank --candidates' ranks.
     """
     from nasengine import proposing
     from nasengine.errors import InterruptedRun

@@ -28,44 +28,49 @@ EPILOG = (
 )
 
 
-def _number(text: str, name: str = "INTEGER") -> Any:
-    return typer.Option(help=text, metavar=name, show_default=False)
+_Space = Annotated[str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)]
+_Algorithm = Annotated[
+    str | None, typer.Option(help="The algorithm.  [default: rarts]", metavar="NAME", show_default=False)
+]
+_Score = Annotated[
+    str | None,
+    typer.Option(
+        help="Scored by inherited weights, or by a training of their own.  [default: inherited]",
+        metavar="inherited|training",
+        show_default=False,
+    ),
+]
+_Predictor = Annotated[
+    str | None,
+    typer.Option(help="What ranks all of them.  [default: gaussian-process]", metavar="NAME", show_default=False),
+]
+_Export = Annotated[
+    str | None,
+    typer.Option(
+        help="Formats of the winner: pt2, onnx, py, safetensors, or none.  [default: pt2,py,safetensors]",
+        metavar="FORMATS",
+        show_default=False,
+    ),
+]
+
+
+def _number(text: str) -> Any:
+    return typer.Option(help=text, metavar="INTEGER", show_default=False)
 
 
 def run(
-    space: Annotated[
-        str | None, typer.Option(help="The space.  [default: darts]", metavar="NAME", show_default=False)
-    ] = None,
-    algo: Annotated[
-        str | None, typer.Option(help="The algorithm.  [default: rarts]", metavar="NAME", show_default=False)
-    ] = None,
+    space: _Space = None,
+    algo: _Algorithm = None,
     data: Data = None,
     epochs: Annotated[str | None, _number("Passes of the search over its data.  [default: 50]")] = None,
     candidates: Annotated[str | None, _number("Candidates taken from the search.  [default: 64]")] = None,
     labels: Annotated[str | None, _number("How many of them are scored.  [default: 24]")] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            help="Scored by inherited weights, or by a training of their own.  [default: inherited]",
-            metavar="inherited|training",
-            show_default=False,
-        ),
-    ] = None,
-    predictor: Annotated[
-        str | None,
-        typer.Option(help="What ranks all of them.  [default: gaussian-process]", metavar="NAME", show_default=False),
-    ] = None,
+    score: _Score = None,
+    predictor: _Predictor = None,
     train: Annotated[str | None, _number("How many of the best are trained to the end.  [default: 4]")] = None,
     seeds: Annotated[str | None, _number("Final trainings of each.  [default: 1]")] = None,
     train_epochs: Annotated[str | None, _number("Passes of a final training.  [default: 600]")] = None,
-    export: Annotated[
-        str | None,
-        typer.Option(
-            help="Formats of the winner: pt2, onnx, py, safetensors, or none.  [default: pt2,py,safetensors]",
-            metavar="FORMATS",
-            show_default=False,
-        ),
-    ] = None,
+    export: _Export = None,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
     seed: Seed = None,
@@ -76,7 +81,7 @@ def run(
     resume: Resume = False,
     workers: Workers = "1",
 ) -> None:
-    """Search, label, rank, train, test, export and report: from a question to a network.
+    """Go from a question to a tested, exported network.
 
     Every stage is a verb of its own that writes below --out, and is left alone where its result stands. The winner is
     chosen by validation; the test set is met once, by the winner alone. Settings of the search's network are
