@@ -26,7 +26,8 @@ def propose(
     """Take candidates from a finished search.
 
     They are what it derives, samples of its distribution, and neighbours, within its limits; where a supernet shrinks,
-    the front of its evolution. Writes candidates.csv, which 'nasengine collect --architectures' labels and 'nasengine rank --candidates' ranks.
+    the front of its evolution. Writes candidates.csv, which 'nasengine collect --architectures' labels and
+    'nasengine rank --candidates' ranks.
     """
     from nasengine import proposing
     from nasengine.errors import InterruptedRun
