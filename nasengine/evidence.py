@@ -128,14 +128,15 @@ def fronts(finding: Finding) -> list[Plain]:
         }
         for row, text in zip(rows, texts, strict=True)
     ]
-    return _front(finding, points, _cloud(known, _PREDICTED), "guessed score", searched=True)
+    found = _front(finding, points, _cloud(known, _PREDICTED), "guessed score", whole=True)
+    return [{**front, "searched": "score" in rows[0]} for front in found]
 
 
 def _front_of(finding: Finding, known: Sequence[Plain]) -> list[Plain]:
     """The front of candidates by what is guessed of them, else by what was measured."""
     name = next((n for n in (_PREDICTED, _MEASURED) if sum(point[n] is not None for point in known) > 1), "")
     heading = {_PREDICTED: "guessed score", _MEASURED: "measured score"}.get(name, "")
-    return _front(finding, _cloud(known, name), [], heading, searched=False) if name else []
+    return _front(finding, _cloud(known, name), [], heading, whole=False) if name else []
 
 
 def _cloud(known: Sequence[Plain], name: str) -> list[Plain]:
@@ -145,14 +146,12 @@ def _cloud(known: Sequence[Plain], name: str) -> list[Plain]:
     ]
 
 
-def _front(
-    finding: Finding, points: Sequence[Plain], cloud: Sequence[Plain], heading: str, searched: bool
-) -> list[Plain]:
-    """One front for all costs that all points have; nothing where there is none."""
+def _front(finding: Finding, points: Sequence[Plain], cloud: Sequence[Plain], heading: str, whole: bool) -> list[Plain]:
+    """One front for all costs that all points have, nothing where there is none; `whole` if all points are of it."""
     points = [point for point in points if point["score"] is not None]
     costs = [name for name in COSTS if points and all(name in point["costs"] for point in points)]
     edges = {name: _edge(points, name) for name in costs}
-    kept = sorted({row for edge in edges.values() for row in edge}) if not searched else range(len(points))
+    kept = sorted({row for edge in edges.values() for row in edge}) if not whole else range(len(points))
     place = {row: new for new, row in enumerate(kept)}
     rest = [point for row, point in enumerate(points) if row not in place]
     others = [point for point in (*rest, *cloud) if all(name in point["costs"] for name in costs)]
@@ -162,7 +161,7 @@ def _front(
         {
             "run": finding.name,
             "score": heading,
-            "searched": searched,
+            "searched": whole,
             "costs": costs,
             "points": [points[row] for row in kept],
             "cloud": others,

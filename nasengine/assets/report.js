@@ -23,7 +23,7 @@
 
   function wrapped(text) {
     const lines = [""];
-    for (const word of String(text).split(/(?<=[\s,|+])/)) {
+    for (const word of String(text).match(/[^\s,|+]*[\s,|+]?/g)) {
       if ((lines[lines.length - 1] + word).length > 72) lines.push("");
       lines[lines.length - 1] += word;
     }

@@ -172,6 +172,15 @@ def test_the_front_of_candidates_where_none_was_searched(copied: Path) -> None:
     assert not front["searched"] and len(front["points"]) + len(front["cloud"]) == len(table)
 
 
+def test_a_front_beside_the_candidates(copied: Path) -> None:
+    table = pd.read_csv(copied / "candidates.csv").sort_values("parameters").iloc[:3]
+    table.to_csv(copied / "front.csv", index=False)
+    made = Page(report(copied))
+    (front,) = data_of(made)["fronts"]
+    assert [point["score"] for point in front["points"]] == table["predicted"].tolist() and not front["searched"]
+    assert "the front is that of the candidates." in made.text
+
+
 def test_an_interrupted_search(tmp_path: Path) -> None:
     class Stopping(Observer):
         def saved(self, step: int) -> None:
