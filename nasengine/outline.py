@@ -90,12 +90,13 @@ class Outline(LiveBytes):
         self._space, self._shapes, self._inputs = space, shapes, shapes.zeros(batch_size).to("meta")
         with torch.device("meta"):
             held = space.blueprint(shapes) if network is None else network
-        self._supernet = Supernet(space, held.eval().requires_grad_(False), lambda outputs, _: outputs.sum(), False)
+        self._supernet = Supernet(space, held.requires_grad_(False), lambda outputs, _: outputs.sum(), False)
         self._architecture = Architecture({})
         self._signatures: dict[nn.Module, int] = {}
         self._labels: dict[nn.Module, tuple[str, ...]] = {}
         self._numbers: dict[object, int] = {}
         self._known: dict[object, _Known] = {}
+        self._stands: dict[object, nn.Module] = {}
         self._weights: dict[object, int] = {}
         self._found: Counter[str] = Counter()
         self._paused = self._inside = False
@@ -124,23 +125,34 @@ class Outline(LiveBytes):
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        blanks = _Blanks()
+        try:
+            forms, named = blanks.of(args), {name: blanks.of(value) for name, value in kwargs.items()}
+        except TypeError:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        key = func, forms, tuple(named.items()), tuple(blanks.kinds)
+        if key in self._known:
+            return self._repeated(self._known[key], blanks)
+        before, found, self._found = self.now, self._found, Counter()
         output = super().__torch_dispatch__(func, types, args, kwargs)
-        if not self._inside and made(func, output):
-            blanks = _Blanks()
-            with suppress(TypeError):
-                forms, named = blanks.of(args), {name: blanks.of(value) for name, value in kwargs.items()}
-                if blanks.tensors:
-                    self._note(Piece(str(func), func, forms, named), f"{func} {forms} {named}")
+        fresh = made(func, output)
+        if fresh and blanks.tensors and not self._inside:
+            self._note(Piece(str(func), func, forms, named), f"{func} {forms} {named}")
+        if len(fresh) == (len(output) if isinstance(output, (tuple, list)) else 1):  # views are made again
+            self._known[key] = _Known(self.now - before, self._found, blanks.of(output))
+        found.update(self._found)
+        self._found = found
         return output
 
     def _note(self, piece: Piece, text: str) -> None:
         self.pieces.setdefault(text, piece)
         self._found[text] += 1
 
-    def _wrap(self, network: nn.Module) -> None:
-        for module in network.modules():
-            if "forward" not in vars(module):
-                module.forward = partial(self._call, module, module.forward)
+    def _wrap(self, module: nn.Module) -> None:
+        if "forward" not in vars(module):
+            vars(module).update(forward=partial(self._call, module, module.forward), training=False)
+            for child in module.children():
+                self._wrap(child)
 
     def _call(self, module: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._paused:
@@ -182,14 +194,15 @@ class Outline(LiveBytes):
 
     def _fixed(self, module: Decision) -> nn.Module:
         """The module that stands for a decision in the derived network."""
-        paused, self._paused = self._paused, True
-        try:
-            fixed = module.fixed(self._architecture, inherit=False)
-            if not isinstance(module, MixedOp):
-                self._wrap(fixed.eval())
-        finally:
-            self._paused = paused
-        return fixed
+        key = self._key(module)
+        if key not in self._stands or isinstance(module, MixedOp):
+            paused, self._paused = self._paused, True
+            try:
+                self._stands[key] = module.fixed(self._architecture, inherit=False)
+                self._wrap(self._stands[key])
+            finally:
+                self._paused = paused
+        return self._stands[key]
 
     def _repeated(self, known: _Known, blanks: _Blanks) -> Any:
         self.most = max(self.most, self.now + known.most)
@@ -250,6 +263,38 @@ class Outline(LiveBytes):
         return self._weights[key]
 
 
+class Sketches:
+    """The sketches of the derived networks of a space in its final form, each made once; without a supernet as well.
+
+    Attributes:
+        pieces: all that was met, by text.
+    """
+
+    def __init__(self, space: Space, shapes: Shapes, batch_size: int = 1) -> None:
+        self.space, self.shapes, self.batch_size = space.final(), shapes, batch_size
+        self.pieces: dict[str, Piece] = {}
+        self._known: dict[Architecture, Sketch] = {}
+        self._outline = Outline(self.space, shapes, batch_size) if space.searchable else None
+
+    def __call__(self, architecture: Architecture) -> Sketch:
+        """What the derived network of an architecture does."""
+        if architecture not in self._known:
+            self._known[architecture] = self._made(architecture)
+        return self._known[architecture]
+
+    def _made(self, architecture: Architecture) -> Sketch:
+        outline = self._outline
+        if outline is not None:
+            sketch = outline(architecture)
+        else:
+            with torch.device("meta"):
+                network = self.space.build(architecture, self.shapes)
+            outline = Outline(self.space, self.shapes, self.batch_size, network)
+            sketch = outline(Architecture({}))
+        self.pieces.update({text: outline.pieces[text] for text in sketch.pieces if text not in self.pieces})
+        return sketch
+
+
 class _List(tuple[Any, ...]):
     """A list that can be compared and kept as a key."""
 
@@ -284,17 +329,20 @@ class _Blanks:
         return value
 
 
-def allocated(form: Blank) -> Tensor:
-    """A tensor that is large enough for a blank, on the device that is set."""
+def allocated(form: Blank, device: torch.device | str = "meta") -> Tensor:
+    """A tensor with the storage of a blank."""
+    if form.offset == 0:
+        return torch.empty_strided(form.shape, form.stride, dtype=form.dtype, device=device)
     reach = form.offset + 1 + sum((size - 1) * step for size, step in zip(form.shape, form.stride, strict=True))
-    return torch.empty(0 if 0 in form.shape else reach, dtype=form.dtype)
+    return torch.empty(0 if 0 in form.shape else reach, dtype=form.dtype, device=device)
 
 
 def _view(tensor: Tensor, form: Blank) -> Tensor:
     same = tensor.shape == form.shape and tensor.stride() == form.stride and tensor.storage_offset() == form.offset
     if same and tensor.dtype == form.dtype:
         return tensor
-    return tensor.view(form.dtype).as_strided(form.shape, form.stride, form.offset)
+    same_type = tensor if tensor.dtype == form.dtype else tensor.view(form.dtype)
+    return same_type.as_strided(form.shape, form.stride, form.offset)
 
 
 def _settings(module: nn.Module) -> tuple[object, ...]:

@@ -1,0 +1,73 @@
+"""Seconds and bytes of the derived networks of a space, as limits need them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from nasengine.architecture import Architecture
+from nasengine.config import LatencySettings
+from nasengine.latency import LatencyModel, Progress
+from nasengine.outline import Sketches
+from nasengine.runtimes import Bench
+from nasengine.space import Space
+from nasengine.task import Shapes
+
+
+class Footprint:
+    """Latency and memory of the derived networks of a space in their final form; nothing is made before it is asked.
+
+    Args:
+        space, shapes: of the networks.
+        settings: on what the latency is measured.
+        progress: see `nasengine.latency.Progress`.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        shapes: Shapes,
+        settings: LatencySettings,
+        progress: Progress = lambda stage, done, total: None,
+    ) -> None:
+        self.space, self.shapes, self.settings, self._progress = space, shapes, settings, progress
+
+    @cached_property
+    def sketches(self) -> Sketches:
+        """For one input."""
+        return Sketches(self.space, self.shapes)
+
+    @cached_property
+    def model(self) -> LatencyModel:
+        """What tells latencies. Raises DeviceError and MissingExtraError."""
+        bench = Bench(self.settings, self.shapes)
+        alone = self.settings.batch_size == 1
+        sketches = self.sketches if alone else Sketches(self.space, self.shapes, self.settings.batch_size)
+        return LatencyModel(sketches, bench, self._progress)
+
+    def latency(self, architecture: Architecture) -> float:
+        """Seconds of a forward pass."""
+        return self.model(architecture)
+
+    def memory(self, architecture: Architecture) -> int:
+        """Bytes as `nasengine.cost.memory` counts them."""
+        return self.sketches(architecture).memory
+
+    def prepare(self, architectures: Sequence[Architecture]) -> None:
+        """Measures together what their latencies need."""
+        if self.model.calibration().trusted:
+            self.model.prepare(architectures)
+
+    def facts(self, architecture: Architecture) -> dict[str, Any]:
+        """The latency of an architecture, how it was told, and what a measurement of its network gives."""
+        calibration = self.model.calibration()
+        (timing,) = self.model.measure([architecture])
+        self.model.save()
+        return {
+            "latency": self.latency(architecture),
+            "latency_by": "table" if calibration.trusted else "measurement",
+            "latency_measured": timing.median,
+            "latency_table_error": calibration.median_error,
+            "latency_on": self.model.machine,
+        }
