@@ -1,6 +1,6 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `show`, `list`. The names are
+Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `profile`, `show`, `list`. The names are
 loaded on use, so that importing the package stays light.
 """
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from nasengine.predictor import PREDICTORS as PREDICTORS
     from nasengine.predictor import Predictor as Predictor
     from nasengine.predictor import load_predictor as load_predictor
+    from nasengine.profiling import profile as profile
     from nasengine.ranking import rank as rank
     from nasengine.registry import ALGORITHMS as ALGORITHMS
     from nasengine.registry import SPACES as SPACES
@@ -96,6 +97,7 @@ _HOME = {
     "list": "listing",
     "load_predictor": "predictor",
     "load_task": "task",
+    "profile": "profiling",
     "rank": "ranking",
     "search": "searching",
     "show": "listing",

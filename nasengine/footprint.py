@@ -31,7 +31,7 @@ class Footprint:
         settings: LatencySettings,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
-        self.space, self.shapes, self.settings, self._progress = space, shapes, settings, progress
+        self.space, self.shapes, self.settings, self._progress = space.final(), shapes, settings, progress
 
     @cached_property
     def sketches(self) -> Sketches:
@@ -41,10 +41,7 @@ class Footprint:
     @cached_property
     def model(self) -> LatencyModel:
         """What tells latencies. Raises DeviceError and MissingExtraError."""
-        bench = Bench(self.settings, self.shapes)
-        alone = self.settings.batch_size == 1
-        sketches = self.sketches if alone else Sketches(self.space, self.shapes, self.settings.batch_size)
-        return LatencyModel(sketches, bench, self._progress)
+        return latency_model(self.sketches, self.settings, self._progress)
 
     def latency(self, architecture: Architecture) -> float:
         """Seconds of a forward pass."""
@@ -71,3 +68,11 @@ class Footprint:
             "latency_table_error": calibration.median_error,
             "latency_on": self.model.machine,
         }
+
+
+def latency_model(sketches: Sketches, settings: LatencySettings, progress: Progress) -> LatencyModel:
+    """The model of a space, by its sketches where the batch size is theirs. Raises DeviceError, MissingExtraError."""
+    bench = Bench(settings, sketches.shapes)
+    if settings.batch_size != sketches.batch_size:
+        sketches = Sketches(sketches.space, sketches.shapes, settings.batch_size)
+    return LatencyModel(sketches, bench, progress)

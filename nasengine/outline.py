@@ -264,17 +264,19 @@ class Outline(LiveBytes):
 
 
 class Sketches:
-    """The sketches of the derived networks of a space in its final form, each made once; without a supernet as well.
+    """The sketches of the derived networks of a space as it is set, each made once.
+
+    A space in its final form is walked; in another form, or without a supernet, the networks are built on meta.
 
     Attributes:
         pieces: all that was met, by text.
     """
 
     def __init__(self, space: Space, shapes: Shapes, batch_size: int = 1) -> None:
-        self.space, self.shapes, self.batch_size = space.final(), shapes, batch_size
+        self.space, self.shapes, self.batch_size = space, shapes, batch_size
         self.pieces: dict[str, Piece] = {}
         self._known: dict[Architecture, Sketch] = {}
-        self._outline = Outline(self.space, shapes, batch_size) if space.searchable else None
+        self._outline = Outline(space, shapes, batch_size) if has_blueprint(space) else None
 
     def __call__(self, architecture: Architecture) -> Sketch:
         """What the derived network of an architecture does."""
@@ -293,6 +295,11 @@ class Sketches:
             sketch = outline(Architecture({}))
         self.pieces.update({text: outline.pieces[text] for text in sketch.pieces if text not in self.pieces})
         return sketch
+
+
+def has_blueprint(space: Space) -> bool:
+    """Whether a space has one network for all that are derived from it as it is set."""
+    return space.searchable and not space.final_changes()
 
 
 class _List(tuple[Any, ...]):

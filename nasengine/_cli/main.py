@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, profile, rank, search, show, train
 from nasengine._cli import list as list_
 
 _STOPPED = 130  # what Typer makes of Ctrl-C
@@ -28,6 +28,7 @@ app.command("search", epilog=search.EPILOG)(search.search)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
+app.command("profile", epilog=profile.EPILOG)(profile.profile)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
 app.add_typer(benchmark.app, name="benchmark")

@@ -34,6 +34,8 @@ _COUNTED = {
     "evaluating": "by {:,} fits",
     "ranking": "{:,} different architectures",
     "writing": "files",
+    "pieces": "by {:,} operations",
+    "networks": "end-to-end",
 }
 
 
