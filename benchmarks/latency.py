@@ -30,20 +30,25 @@ REPEATS = 10
 def main(runtime: str) -> None:
     settings = [f"latency.runtime={runtime}", "latency.device=cpu"]
     medians: dict[str, list[float]] = {name: [] for name in SPACES}
-    benches = {name: Bench(LatencySettings(runtime=runtime, device="cpu"), shapes) for name, (_, shapes) in SPACES.items()}  # type: ignore[arg-type]
+    benches = {
+        name: Bench(LatencySettings(runtime=runtime, device="cpu"), shapes) for name, (_, shapes) in SPACES.items()
+    }  # type: ignore[arg-type]
     networks = {}
     for name, (changes, shapes) in SPACES.items():
         space = resolve_space(name, {}, changes)
         networks[name] = space.build(space.sample(space.choices(shapes), generator(0)), shapes)
     for _ in range(REPEATS):
         for name, network in networks.items():
-            medians[name].append(benches[name].networks([network])[0].median)
+            medians[name].append(benches[name].networks([network])[0].seconds)
     print(f"{REPEATS} medians, alternating, on {benches['darts'].machine()['device']}, {runtime}, 1 thread")
     for name, found in medians.items():
         middle = statistics.median(found)
         spread = (max(found) - min(found)) / middle
         worst = max(abs(value / middle - 1) for value in found)
-        print(f"{name:12} {1000 * middle:8.3f} ms  largest less smallest {spread:6.1%}  farthest from the middle {worst:6.1%}")
+        print(
+            f"{name:12} {1000 * middle:8.3f} ms  largest less smallest {spread:6.1%}  farthest from the middle "
+            f"{worst:6.1%}"
+        )
     print("the table, on 8 networks that it was not fitted to")
     for name, (changes, shapes) in SPACES.items():
         more = [f"space.{key}={value}" for key, value in changes.items()]

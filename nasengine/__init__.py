@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
-Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `profile`, `show`, `list`. The names are
-loaded on use, so that importing the package stays light.
+Every verb of the command line is a function here: `search`, `train`, `collect`, `rank`, `profile`, `show`, `list`.
+The names are loaded on use, so that importing the package stays light.
 """
 
 from __future__ import annotations

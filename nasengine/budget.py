@@ -134,6 +134,8 @@ class CostModel:
         ArchitectureError: a choice is of a kind whose costs are not known.
     """
 
+    measured: Measured | None = None
+
     def __init__(self, space: Space, shapes: Shapes, measured: Measured | None = None) -> None:
         self.space, self.shapes, self.measured = space, shapes, measured
         with torch.device("meta"):

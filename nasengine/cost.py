@@ -48,7 +48,8 @@ def memory(build: Callable[[], nn.Module], shapes: Shapes) -> int:
 
 def activation_bytes(network: nn.Module, inputs: Tensor) -> int:
     """Bytes of the inputs and of all tensors that are held at the peak of a forward pass, on any device."""
-    with LiveBytes() as live, torch.no_grad(), torch.device(inputs.device):
+    live = LiveBytes()
+    with live, torch.no_grad(), torch.device(inputs.device):
         live.hold(inputs)
         network(inputs)
     return live.most

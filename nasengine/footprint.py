@@ -64,7 +64,7 @@ class Footprint:
         return {
             "latency": self.latency(architecture),
             "latency_by": "table" if calibration.trusted else "measurement",
-            "latency_measured": timing.median,
+            "latency_measured": timing.seconds,
             "latency_table_error": calibration.median_error,
             "latency_on": self.model.machine,
         }

@@ -18,7 +18,6 @@ from nasengine.latency_cache import Measured, cache_file, load, save
 from nasengine.outline import Piece, Sketches
 from nasengine.registry import SPACES
 from nasengine.seeding import generator
-from nasengine.space import Space
 from nasengine.timing import Timing
 
 TRUSTED: Final = 0.10
@@ -125,7 +124,7 @@ class LatencyModel:
             if calibration.trusted:
                 self._known[architecture] = calibration.predict(self.total(architecture))
             else:
-                self._known[architecture] = self.measure([architecture], _SECONDS)[0].median
+                self._known[architecture] = self.measure([architecture], _SECONDS)[0].seconds
         return self._known[architecture]
 
     def calibration(self) -> Calibration:
@@ -144,7 +143,7 @@ class LatencyModel:
 
     def calibrate(self, architectures: Sequence[Architecture], timings: Sequence[Timing]) -> Calibration:
         """Takes the line through the first half of some measured networks, checks it on the others, and keeps it."""
-        pairs = [(self.total(a), timing.median) for a, timing in zip(architectures, timings, strict=True)]
+        pairs = [(self.total(a), timing.seconds) for a, timing in zip(architectures, timings, strict=True)]
         half = (len(pairs) + 1) // 2
         self._known.clear()
         self._calibration = calibrate(pairs[:half], pairs[half:] or pairs[:half])
@@ -191,9 +190,7 @@ class LatencyModel:
         if not missing:
             return
         self._progress("pieces", 0, len(missing))
-        found = dict(
-            zip(missing, self.bench.pieces([self.sketches.pieces[text] for text in missing]), strict=True)
-        )
+        found = dict(zip(missing, self.bench.pieces([self.sketches.pieces[text] for text in missing]), strict=True))
         self._progress("pieces", len(missing), len(missing))
         self._measured.pieces.update(found)
         self._new.pieces.update(found)
@@ -219,8 +216,9 @@ def _read(data: Mapping[str, Any] | None) -> Calibration | None:
     if data is None:
         return None
     try:
-        pairs = (tuple((float(a), float(b)) for a, b in data[name]) for name in ("fitted", "checked"))
+        fitted, checked = (tuple((float(a), float(b)) for a, b in data[name]) for name in ("fitted", "checked"))
         names = ("intercept", "slope", "median_error", "worst_error", "kendall_tau")
-        return Calibration(*(float(data[name]) for name in names), *pairs)
+        intercept, slope, middle, worst, tau = (float(data[name]) for name in names)
+        return Calibration(intercept, slope, middle, worst, tau, fitted, checked)
     except (LookupError, TypeError, ValueError):
         return None

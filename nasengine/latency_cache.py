@@ -47,8 +47,10 @@ def cache_file(machine: Mapping[str, Any]) -> Path | None:
 
 def load(path: Path | None) -> Measured:
     """What a file holds; nothing where it is missing or damaged, so that it is measured again."""
+    if path is None:
+        return Measured()
     try:
-        content = json.loads(path.read_bytes()) if path is not None else None
+        content = json.loads(path.read_bytes())
         body = content["measured"]
         if content["sha256"] != _digest(body) or not all(map(_seconds, body["pieces"].values())):
             return Measured()

@@ -22,7 +22,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.now = self.most = 0
+        self.now, self.most = 0, 0
         self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
 
     def hold(self, tensor: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""What the derived networks of a space run and hold, without building them: one network with choices, walked on meta."""
+"""What the derived networks of a space run and hold, without building them: one network with choices is walked."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class _Known(NamedTuple):
     output: Any
 
 
-class Outline(LiveBytes):
+class Outline(LiveBytes):  # type: ignore[no-untyped-call]
     """Walks the derived networks of a space on the meta device.
 
     Calls are alike where the module, the shapes it gets and the options inside it are; what one call did stands for the

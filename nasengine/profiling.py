@@ -13,7 +13,7 @@ import torch
 
 from nasengine import cost
 from nasengine.architecture import Architecture
-from nasengine.budget import CostModel
+from nasengine.budget import Cost, CostModel
 from nasengine.config import (
     AnySpace,
     AnyTask,
@@ -197,10 +197,10 @@ def _latencies(model: LatencyModel, architectures: Sequence[Architecture]) -> np
     return found
 
 
-def _counted(space: Space, shapes: Shapes, architectures: Sequence[Architecture]) -> list[tuple[int, int]]:
+def _counted(space: Space, shapes: Shapes, architectures: Sequence[Architecture]) -> list[Cost]:
     """Parameters and multiply-adds."""
     model = _cost_model(space, shapes) if len(architectures) > 1 else None
-    return [tuple(model.of(a)) if model is not None else _built(space, shapes, a) for a in architectures]
+    return [model.of(a) if model is not None else _built(space, shapes, a) for a in architectures]
 
 
 def _cost_model(space: Space, shapes: Shapes) -> CostModel | None:
@@ -215,10 +215,10 @@ def _cost_model(space: Space, shapes: Shapes) -> CostModel | None:
     return model
 
 
-def _built(space: Space, shapes: Shapes, architecture: Architecture) -> tuple[int, int]:
+def _built(space: Space, shapes: Shapes, architecture: Architecture) -> Cost:
     with torch.device("meta"):
         network = space.build(architecture, shapes)
-    return cost.parameters(network), cost.multiply_adds(lambda: network, shapes)
+    return Cost(cost.parameters(network), cost.multiply_adds(lambda: network, shapes))
 
 
 def _subject(

@@ -13,11 +13,13 @@ import numpy as np
 Runner = Callable[[int], float]
 """Runs a network so many times in a row, and gives the seconds that this took in all."""
 
-BLOCK: Final = 0.02  # seconds, far above what a clock can tell
+BLOCK: Final = 0.002  # seconds: far above what a clock can tell, and below the time slice of a scheduler
 _MOST_WARM_UP: Final = 2.0  # seconds
 _STEADY: Final = 0.05
-_AGREED: Final = 0.03
-_LEAST_ROUNDS: Final = 8
+_FLOOR: Final = 0.03
+_VISITS: Final = 10
+_FASTEST: Final = 5
+_LEAST_ROUNDS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -25,26 +27,26 @@ class Timing:
     """Seconds a call.
 
     Attributes:
-        median: of the faster half of the blocks.
-        low, high: the quartiles of all blocks.
+        seconds: what the network takes while other programs leave it alone: the median of the five fastest blocks.
+        low, median, high: the quartiles of all blocks, in which other programs are.
         blocks: how many there were.
     """
 
-    median: float
+    seconds: float
     low: float
+    median: float
     high: float
     blocks: int
 
     @classmethod
     def of(cls, blocks: Sequence[float]) -> Timing:
         """The timing of blocks, seconds a call each."""
-        low, high = np.quantile(blocks, (0.25, 0.75))
-        return cls(fast(blocks), float(low), float(high), len(blocks))
+        low, median, high = np.quantile(blocks, (0.25, 0.5, 0.75))
+        return cls(_fast(blocks), float(low), float(median), float(high), len(blocks))
 
 
-def fast(blocks: Sequence[float]) -> float:
-    """The median of the faster half."""
-    return statistics.median(sorted(blocks)[: (len(blocks) + 1) // 2])
+def _fast(blocks: Sequence[float]) -> float:
+    return statistics.median(sorted(blocks)[:_FASTEST])
 
 
 def measure(
@@ -58,10 +60,11 @@ def measure(
     """Times networks so that the medians repeat although other programs take turns with them.
 
     Each is warmed up until a block is no longer faster than the ones before. Then all of them run in turns, a block of
-    some 20 ms each a round, so that a busy phase of the machine meets all of them and not one. What other programs do
-    only ever adds to a block: the median of its faster half is what the network takes while they leave it alone, and,
-    unlike the minimum, does not hang on one lucky block. The rounds go on for `seconds` a network, and up to `patience`
-    times as long while the first and the second half of the rounds do not agree within 3 % on every network.
+    some 2 ms each a round, so that a busy phase of the machine meets all of them and not one. What other programs do
+    only ever adds to a block, and blocks are shorter than the turns that programs take: the fastest blocks are a floor
+    that stays, where means and medians follow the load. One lucky block does not make a floor: it is the median of the
+    five fastest, and the rounds go on for `seconds` a network, and up to `patience` times as long until every network
+    has been within 3 % of its floor ten times.
 
     Args:
         runners: of the networks.
@@ -80,7 +83,7 @@ def measure(
         spent, rounds = clock() - start, len(blocks[0])
         progress(min(int(1000 * spent), int(1000 * least)), int(1000 * least))
         enough = spent >= least and rounds >= _LEAST_ROUNDS
-        if enough and (spent >= patience * least or all(map(_agrees, blocks))):
+        if enough and (spent >= patience * least or all(map(_is_floor, blocks))):
             return [Timing.of(found) for found in blocks]
 
 
@@ -97,7 +100,6 @@ def _warmed_up(runner: Runner, block: float) -> int:
     return max(1, round(block / max(min(best, taken), 1e-9)))
 
 
-def _agrees(blocks: Sequence[float]) -> bool:
-    half = len(blocks) // 2
-    one, other = fast(blocks[:half]), fast(blocks[half:])
-    return abs(one - other) <= _AGREED * min(one, other)
+def _is_floor(blocks: Sequence[float]) -> bool:
+    most = (1 + _FLOOR) * _fast(blocks)
+    return sum(block <= most for block in blocks) >= _VISITS

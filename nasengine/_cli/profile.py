@@ -20,7 +20,8 @@ _Run = Annotated[
     Path | None, typer.Argument(help="Directory of a search, a training or a pipeline.", show_default=False)
 ]
 _Space = Annotated[
-    str | None, typer.Option(help="A search space, in place of RUN.  [default: darts]", metavar="NAME", show_default=False)
+    str | None,
+    typer.Option(help="A search space, in place of RUN.  [default: darts]", metavar="NAME", show_default=False),
 ]
 _Architecture = Annotated[
     str | None,
@@ -124,7 +125,7 @@ def _print(result: ProfileResult) -> None:
         spread = f"{_ms(timing.low)} - {_ms(timing.high)}"
         predicted = "" if network.predicted is None else _ms(network.predicted)
         typer.echo(
-            f"{_ms(timing.median):>10} {spread:>23} {predicted:>13} {network.memory:>14,}"
+            f"{_ms(timing.seconds):>10} {spread:>23} {predicted:>13} {network.memory:>14,}"
             f" {network.parameters:>12,} {network.multiply_adds:>15,}  {name}".rstrip()
         )
     if len(result.networks) == 1:
