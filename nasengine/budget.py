@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import le
 from typing import NamedTuple, Protocol
@@ -50,6 +51,12 @@ class Measured(Protocol):
     def memory(self, architecture: Architecture) -> int: ...
 
     def prepare(self, architectures: Sequence[Architecture]) -> None: ...
+
+    def measure(self, architecture: Architecture) -> float: ...
+
+    def is_calibrated(self) -> bool: ...
+
+    def roughly(self) -> AbstractContextManager[None]: ...
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ _SHARES: Final = tuple(share / 10 for share in range(11))
 
 _FEW_SHARES: Final = (0.25, 0.5, 0.75)
 _OPTIONS: Final = ("--max-params", "--max-flops", "--max-latency", "--max-memory")
-_LATENCY, _MEMORY = 2, 3
+_LATENCY: Final = 2
+_FAR: Final = 0.5  # of a measured latency
 
 
 def nearest(model: CostModel, limits: Limits) -> Architecture:
@@ -38,6 +39,7 @@ def nearest(model: CostModel, limits: Limits) -> Architecture:
         return float(limits.excess(cost))
 
     smallest = model.space.smallest(model.choices)
+    _refuse_early(model, limits, smallest)
     best = _least(model, limits, excess, smallest)
     limited = [place for place, limit in enumerate(limits.all()) if limit]
     for one, other in combinations(limited, 2):
@@ -49,6 +51,18 @@ def nearest(model: CostModel, limits: Limits) -> Architecture:
     if model.excess(best, limits) > 0:
         raise LimitError(_impossible(model, limits, best))
     return best
+
+
+def _refuse_early(model: CostModel, limits: Limits, smallest: Architecture) -> None:
+    """Raises LimitError for a latency far below the fastest network, without the measurements of a calibration."""
+    measured = model.measured
+    if measured is None or not limits.latency or measured.is_calibrated():
+        return
+    with measured.roughly():
+        fastest = _least(model, limits, lambda cost: cost[_LATENCY], smallest)
+    seconds = measured.measure(fastest)
+    if limits.latency < _FAR * seconds:
+        raise LimitError(_below(model, _LATENCY, limits.latency, seconds))
 
 
 def _sum_of(limits: Limits, one: int, other: int, share: float) -> Key:
@@ -96,16 +110,11 @@ def _joined(model: CostModel, best: Architecture, moves: Mapping[Architecture, R
 
 
 def _impossible(model: CostModel, limits: Limits, best: Architecture) -> str:
-    changes = model.space.final_changes()
-    form = f" as it is trained by default, {changes}" if changes else ""
-    for place, (option, limit) in enumerate(zip(_OPTIONS, limits.all(), strict=True)):
+    for place, limit in enumerate(limits.all()):
         alone = _least(model, limits, lambda cost, i=place: cost[i], best) if limit else best  # type: ignore[misc]
         least = model.full(alone, limits)[place]
         if limit and least > limit:
-            return (
-                f"The limit must leave an architecture of space {model.space.name!r}, but {option} "
-                f"{_told(place, limit, least, form)} or more."
-            )
+            return _below(model, place, limit, least)
     cost, limited = model.full(best, limits), [place for place, limit in enumerate(limits.all()) if limit]
     parts = [_cost(place, cost[place]) for place in limited]
     return (
@@ -115,14 +124,25 @@ def _impossible(model: CostModel, limits: Limits, best: Architecture) -> str:
     )
 
 
-def _told(place: int, limit: float, least: float, form: str) -> str:
-    if place == _LATENCY:
-        fastest = in_seconds(least)
-        return f"{in_seconds(limit)} is below the {fastest} of the fastest network found{form}; give {fastest}"
-    return f"{limit:,} is below the {_cost(place, least)} of its smallest network{form}; give {least}"
+def _below(model: CostModel, place: int, limit: float, least: float) -> str:
+    changes = model.space.final_changes()
+    form = f" as it is trained by default, {changes}" if changes else ""
+    timed = place == _LATENCY
+    wanted, enough = (in_seconds(limit), in_seconds(least)) if timed else (f"{limit:,}", f"{least}")
+    found = f"{enough} of the fastest network found" if timed else f"{_cost(place, least)} of its smallest network"
+    return (
+        f"The limit must leave an architecture of space {model.space.name!r}, but {_OPTIONS[place]} {wanted} is below "
+        f"the {found}{form}; give {enough} or more."
+    )
 
 
 def _cost(place: int, value: float) -> str:
     if place == _LATENCY:
         return f"a latency of {in_seconds(value)}"
     return f"{value:,} {('parameters', 'multiply-adds', '', 'bytes')[place]}"
+
+
+def in_words(limits: Limits, cost: FullCost | None = None) -> str:
+    """What is limited, and its limits or what a network costs of it: 1,000 parameters, a latency of 5ms."""
+    values = limits.all() if cost is None else cost
+    return ", ".join(_cost(i, values[i] or 0) for i, limit in enumerate(limits.all()) if limit)

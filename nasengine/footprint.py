@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +14,8 @@ from nasengine.outline import Sketches
 from nasengine.runtimes import Bench
 from nasengine.space import Space
 from nasengine.task import Shapes
+
+_SECONDS = 0.2
 
 
 class Footprint:
@@ -32,6 +35,7 @@ class Footprint:
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
         self.space, self.shapes, self.settings, self._progress = space.final(), shapes, settings, progress
+        self._rough = False
 
     @cached_property
     def sketches(self) -> Sketches:
@@ -45,7 +49,7 @@ class Footprint:
 
     def latency(self, architecture: Architecture) -> float:
         """Seconds of a forward pass."""
-        return self.model(architecture)
+        return self.model.total(architecture) if self._rough else self.model(architecture)
 
     def memory(self, architecture: Architecture) -> int:
         """Bytes as `nasengine.cost.memory` counts them."""
@@ -53,8 +57,25 @@ class Footprint:
 
     def prepare(self, architectures: Sequence[Architecture]) -> None:
         """Measures together what their latencies need."""
-        if self.model.calibration().trusted:
+        if self._rough or self.model.calibration().trusted:
             self.model.prepare(architectures)
+
+    def measure(self, architecture: Architecture) -> float:
+        """Seconds of a forward pass, measured end-to-end."""
+        return self.model.measure([architecture], _SECONDS)[0].seconds
+
+    def is_calibrated(self) -> bool:
+        """Whether latencies can be told without measuring whole networks first."""
+        return self.model.is_calibrated()
+
+    @contextmanager
+    def roughly(self) -> Iterator[None]:
+        """Latencies are the bare sums over pieces, which need no calibration."""
+        self._rough = True
+        try:
+            yield
+        finally:
+            self._rough = False
 
     def facts(self, architecture: Architecture) -> dict[str, Any]:
         """The latency of an architecture, how it was told, and what a measurement of its network gives."""

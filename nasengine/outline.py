@@ -33,7 +33,7 @@ class Blank(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a network runs as a whole: a module without children, or an operation between modules.
+    """What a network runs as a whole: a module without children that computes, or an operation between modules.
 
     Attributes:
         name: of the module with its settings, or of the operation.
@@ -99,7 +99,7 @@ class Outline(LiveBytes):  # type: ignore[no-untyped-call]
         self._stands: dict[object, nn.Module] = {}
         self._weights: dict[object, int] = {}
         self._found: Counter[str] = Counter()
-        self._paused = self._inside = False
+        self._paused = self._inside = self._computes = False
         self._tied = _has_ties(held)
         self._wrap(held)
 
@@ -125,6 +125,7 @@ class Outline(LiveBytes):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if self._paused:
             return func(*args, **kwargs)
+        self._computes = True
         blanks = _Blanks()
         try:
             forms, named = blanks.of(args), {name: blanks.of(value) for name, value in kwargs.items()}
@@ -183,14 +184,16 @@ class Outline(LiveBytes):  # type: ignore[no-untyped-call]
             return self._fixed(module)(*args, **kwargs)
         if self._inside or next(module.children(), None) is not None:
             return forward(*args, **kwargs)
-        name = " ".join(repr(module).split())
-        text = f"{type(module).__module__} {name} {_settings(module)} {_weights(module)} {forms}"
-        self._note(Piece(name, module, forms[0], dict(forms[1])), text)
-        self._inside = True
+        self._inside, self._computes = True, False
         try:
-            return forward(*args, **kwargs)
+            output = forward(*args, **kwargs)
         finally:
             self._inside = False
+        if self._computes:
+            name = " ".join(repr(module).split())
+            text = f"{type(module).__module__} {name} {_settings(module)} {_weights(module)} {forms}"
+            self._note(Piece(name, module, forms[0], dict(forms[1])), text)
+        return output
 
     def _fixed(self, module: Decision) -> nn.Module:
         """The module that stands for a decision in the derived network."""

@@ -17,7 +17,8 @@ _SHOWN = 12
 _ENDS = ("smallest", "largest")
 
 _Run = Annotated[
-    Path | None, typer.Argument(help="Directory of a search, a training or a pipeline.", show_default=False)
+    Path | None,
+    typer.Argument(help="Directory of a search, a training or a pipeline.", metavar="[RUN]", show_default=False),
 ]
 _Space = Annotated[
     str | None,

@@ -6,19 +6,29 @@ import torch
 
 from nasengine import cost
 from nasengine.budget import Cost, CostModel
+from nasengine.outline import Sketches
 from nasengine.space import Space
 from nasengine.task import Shapes
 from nasengine.testing._parts import require, samples
 
 
 def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
-    """Modelled costs are exactly those of the networks that `final().build` makes, and expected ones where decided."""
-    model, choices = CostModel(space, shapes), space.choices(shapes)
+    """Modelled costs are exactly those of the networks that `final().build` makes, and expected ones where decided.
+
+    So are the bytes that they hold.
+    """
+    model, choices, sketches = CostModel(space, shapes), space.choices(shapes), Sketches(space.final(), shapes)
     require(model.choices == choices, "the blueprint must have the choices of the space")
     for architecture in {space.smallest(choices), space.largest(choices), *samples(space, shapes, count)}:
         with torch.device("meta"):
             network = space.final().build(architecture, shapes)
         found = Cost(cost.parameters(network), cost.multiply_adds(lambda n=network: n, shapes))  # type: ignore[misc]
+        held = cost.memory(lambda n=network: n, shapes)  # type: ignore[misc]
+        require(
+            sketches(architecture).memory == held,
+            f"the blueprint must hold what a derived network does, {held:,} bytes, but holds "
+            f"{sketches(architecture).memory:,}",
+        )
         said = model.of(architecture)
         require(said == found, f"a network must cost what the model says, {_told(said)}, but it costs {_told(found)}")
         places = {label: choice.options.index(architecture[label]) for label, choice in choices.items()}

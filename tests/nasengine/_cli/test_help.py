@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import benchmark, collect, rank, search, show, train
+from nasengine._cli import benchmark, collect, profile, rank, search, show, train
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -19,7 +19,7 @@ PAGES = {
         "Search an architecture for your data.",
         search.EPILOG,
         "--space --algo --data --epochs --batch-size --batch_size --train-portion --benchmark --max-params --max-flops "
-        "--seed --device --set --config --out --resume --dry-run --help",
+        "--max-latency --max-memory --seed --device --set --config --out --resume --dry-run --help",
     ),
     "train": (
         "Usage: nasengine train [OPTIONS] [RUN]",
@@ -41,6 +41,12 @@ PAGES = {
         rank.EPILOG,
         "--space --labels --score --predictor --candidates --top --next --no-evaluate --data --seed --set --config "
         "--out --help",
+    ),
+    "profile": (
+        "Usage: nasengine profile [OPTIONS] [RUN]",
+        "Measure latency and memory of networks on your device.",
+        profile.EPILOG,
+        "--space --architecture --data --count --device --runtime --batch-size --batch_size --threads --set --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
@@ -95,9 +101,9 @@ def test_help_is_light(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
-        "verbs = [[], ['search'], ['train'], ['collect'], ['rank'], ['show'], ['list']]\n"
+        "verbs = [[], ['search'], ['train'], ['collect'], ['rank'], ['profile'], ['show'], ['list']]\n"
         "codes = [main([*verb, '--help']) for verb in verbs]\n"
-        "assert codes == [0] * 7\n"
+        "assert codes == [0] * 8\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
