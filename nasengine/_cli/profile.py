@@ -18,7 +18,7 @@ _ENDS = ("smallest", "largest")
 
 _Run = Annotated[
     Path | None,
-    typer.Argument(help="Directory of a search, a training or a pipeline.", metavar="[RUN]", show_default=False),
+    typer.Argument(help="Directory of a search, a training or a pipeline.", metavar="RUN", show_default=False),
 ]
 _Space = Annotated[
     str | None,

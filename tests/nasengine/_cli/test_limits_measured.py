@@ -59,7 +59,8 @@ def test_memory_of_cells_is_kept(cli: Run, small: str) -> None:
     """The loss of the search heeds no memory; what is derived does."""
     own = made("darts")
     choices, final = own.choices(SHAPES), own.final()
-    least = memory(lambda: final.build(own.smallest(choices), SHAPES), SHAPES)
+    smallest = own.smallest(choices)
+    least = memory(lambda: final.build(smallest, SHAPES), SHAPES)
     code, _, err = cli(*common("darts", "rarts", small), "--max-memory", int(1.02 * least), "--out", "run")
     found = record(Path("run"))["result"]
     assert code == 0 and err == "" and found["memory"] <= 1.02 * least
