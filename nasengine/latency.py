@@ -135,6 +135,7 @@ class LatencyModel:
         for attempt in range(0 if self.is_calibrated() else _ATTEMPTS):
             samples = self.samples(_FITTED + _CHECKED)
             self.prepare(samples)
+            self._progress("networks", 0, len(samples))
             timings = self.measure(samples, (attempt + 1) * _SECONDS)
             if self.calibrate(samples, timings).trusted:
                 break

@@ -96,7 +96,7 @@ def profile(
     architecture: Architecture | Path | str | None = None,
     task: AnyTask | Shapes | None = None,
     count: int = _COUNT,
-    seconds: float = 1.0,
+    seconds: float = 2.0,
     settings: Sequence[str] = (),
     progress: Progress = _silent,
 ) -> ProfileResult:
@@ -112,7 +112,7 @@ def profile(
         task: for which data the networks are: a data spec, a Dataset, a Task or shapes; those of the run, or 32x32
             images of 10 classes.
         count: networks of the space, where none is named.
-        seconds: to spend on each network, at least.
+        seconds: to spend on a network that is named, at least; a quarter of that on each of a space.
         settings: texts such as "latency.threads=2", "latency.runtime=onnxruntime" or "space.channels=16".
         progress: is called with ("pieces" or "networks", done, all).
 
@@ -129,7 +129,7 @@ def profile(
     named = subject.architecture
     networks = model.samples(count) if named is None else [named]
     model.prepare(networks)
-    timings = model.measure(networks, seconds if named is not None else seconds / 2)
+    timings = model.measure(networks, seconds if named is not None else seconds / 4)
     if named is None:
         model.calibrate(networks, timings)
     calibration = model.calibration() if model.is_calibrated() else None

@@ -20,6 +20,7 @@ _FLOOR: Final = 0.03
 _VISITS: Final = 10
 _FASTEST: Final = 5
 _LEAST_ROUNDS: Final = 10
+_PARTS: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def measure(
     """Times networks so that the medians repeat although other programs take turns with them.
 
     Each is warmed up until a block is no longer faster than the ones before. Then all of them run in turns, a block of
-    some 2 ms each a round, so that a busy phase of the machine meets all of them and not one. What other programs do
-    only ever adds to a block, and blocks are shorter than the turns that programs take: the fastest blocks are a floor
-    that stays, where means and medians follow the load. One lucky block does not make a floor: it is the median of the
-    five fastest, and the rounds go on for `seconds` a network, and up to `patience` times as long until every network
-    has been within 3 % of its floor ten times.
+    some 2 ms each a round after a call that warms the caches, so that a busy phase of the machine meets all of them and
+    not one. What other programs do only ever adds to a block, and blocks are shorter than the turns that programs take:
+    the fastest blocks are a floor that stays, where means and medians follow the load. One lucky block does not make a
+    floor: it is the median of the five fastest, and the rounds go on for `seconds` a network, and up to `patience`
+    times as long until every network has been within 3 % of its floor ten times.
 
     Args:
         runners: of the networks.
@@ -79,11 +80,14 @@ def measure(
     start, least = clock(), seconds * len(runners)
     while True:
         for runner, count, found in zip(runners, counts, blocks, strict=True):
+            if len(runners) > 1:
+                runner(1)  # the others have emptied the caches
             found.append(runner(count) / count)
         spent, rounds = clock() - start, len(blocks[0])
-        progress(min(int(1000 * spent), int(1000 * least)), int(1000 * least))
         enough = spent >= least and rounds >= _LEAST_ROUNDS
-        if enough and (spent >= patience * least or all(map(_is_floor, blocks))):
+        done = enough and (spent >= patience * least or all(map(_is_floor, blocks)))
+        progress(_PARTS if done else min(_PARTS - 1, int(_PARTS * spent / least)), _PARTS)
+        if done:
             return [Timing.of(found) for found in blocks]
 
 

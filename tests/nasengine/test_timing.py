@@ -57,8 +57,15 @@ def test_networks_run_in_turns() -> None:
     fast, slow = machine.measure(machine.runner("a", 0.002), machine.runner("b", 0.01))
     assert (fast.seconds, slow.seconds) == (pytest.approx(0.002), pytest.approx(0.01))
     assert fast.blocks == slow.blocks
-    rounds = machine.calls[-2 * slow.blocks :]
-    assert rounds == ["a", "b"] * slow.blocks
+    rounds = machine.calls[-4 * slow.blocks :]
+    assert rounds == ["a", "a", "b", "b"] * slow.blocks  # each after a call that warms the caches
+
+
+def test_progress_ends_once() -> None:
+    machine, seen = Machine(), []
+    runner = machine.runner("a", 0.002)
+    measure([runner], 0.1, clock=lambda: machine.now, progress=lambda done, total: seen.append((done, total)))
+    assert seen == sorted(seen) and seen.count((1000, 1000)) == 1 and seen[-1] == (1000, 1000)
 
 
 def test_it_takes_longer_until_the_floor_was_visited_often() -> None:
