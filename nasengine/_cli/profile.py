@@ -144,7 +144,8 @@ def _print(result: ProfileResult) -> None:
 
 def _print_pieces(result: ProfileResult) -> None:
     total = sum(count * seconds for _, count, seconds in result.pieces)
-    typer.echo(f"\nby operation, each alone, {_ms(total)} in all:")
+    where = "" if result.machine["runtime"] == "torch" else ", in PyTorch"
+    typer.echo(f"\nby operation, each alone{where}, {_ms(total)} in all:")
     for name, count, seconds in result.pieces[:_SHOWN]:
         typer.echo(f"{count * seconds / total:>7.1%} {count:>5} x {_ms(seconds):>10}  {name}")
     rest = result.pieces[_SHOWN:]

@@ -247,6 +247,9 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
         f"test_{measure}": f"test {word}: {form}",
         "parameters": "parameters: {:,}",
         "multiply_adds": "multiply-adds: {:,}",
+        "latency": "latency, as limited: {:.4g} s",
+        "latency_measured": "latency, measured: {:.4g} s",
+        "memory": "memory: {:,} bytes",
         "seconds": "seconds: {:,.1f}",
     }
     if form := result.get("trained_with"):
