@@ -1,7 +1,7 @@
 """nasengine: differentiable neural architecture search.
 
 Every verb of the command line is a function here: `run`, `search`, `train`, `propose`, `collect`, `rank`, `front`,
-`compare`, `export`, `report`, `show`, `list`. The names are loaded on use, so that importing the package stays light.
+`compare`, `export`, `report`, `profile`, `show`, `list`. The names are loaded on use, so that importing stays light.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from nasengine.predictor import PREDICTORS as PREDICTORS
     from nasengine.predictor import Predictor as Predictor
     from nasengine.predictor import load_predictor as load_predictor
+    from nasengine.profiling import profile as profile
     from nasengine.proposing import propose as propose
     from nasengine.ranking import rank as rank
     from nasengine.registry import ALGORITHMS as ALGORITHMS
@@ -108,6 +109,7 @@ _HOME = {
     "load_predictor": "predictor",
     "load_task": "task",
     "propose": "proposing",
+    "profile": "profiling",
     "rank": "ranking",
     "run": "pipeline",
     "report": "reporting",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from operator import le
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
 from nasengine.cost import multiply_adds
+from nasengine.descent import nearest
 from nasengine.elastic import ElasticDepth, ElasticLayer, ElasticResolution, Product, Size, largest
-from nasengine.errors import ArchitectureError, LimitError
+from nasengine.errors import ArchitectureError
 from nasengine.space import Space
 from nasengine.supernet import Decision, Gates, MixedOp, Mixture, Supernet, choices_of
 from nasengine.task import Shapes
@@ -24,9 +26,6 @@ Number = Tensor | float
 Vectors = dict[str, tuple[int, ...]]
 """Per label one value per option."""
 
-_SHARES = tuple(share / 10 for share in range(11))
-"""Weights of one of two costs in their sum, as starts of a descent."""
-
 
 class Cost(NamedTuple):
     """Weights of a network, and multiply-adds of its convolutions and matrix products for one input."""
@@ -35,19 +34,56 @@ class Cost(NamedTuple):
     multiply_adds: int
 
 
+class FullCost(NamedTuple):
+    """A cost with the seconds of a forward pass and the bytes of inference for one input."""
+
+    parameters: int
+    multiply_adds: int
+    latency: float
+    memory: int
+
+
+class Measured(Protocol):
+    """What tells seconds and bytes of derived networks, such as `nasengine.footprint.Footprint`."""
+
+    def latency(self, architecture: Architecture) -> float: ...
+
+    def memory(self, architecture: Architecture) -> int: ...
+
+    def prepare(self, architectures: Sequence[Architecture]) -> None: ...
+
+    def measure(self, architecture: Architecture) -> float: ...
+
+    def is_calibrated(self) -> bool: ...
+
+    def roughly(self) -> AbstractContextManager[None]: ...
+
+
 @dataclass(frozen=True)
 class Limits:
-    """The most parameters and multiply-adds a derived network may have; None for no limit."""
+    """The most parameters, multiply-adds, seconds and bytes a derived network may take; None for no limit.
+
+    The seconds are those of a forward pass, the bytes those of weights and live activations for one input.
+    """
 
     parameters: int | None = None
     multiply_adds: int | None = None
+    latency: float | None = None
+    memory: int | None = None
+
+    def all(self) -> tuple[float | None, ...]:
+        """The limits in the order of a cost."""
+        return self.parameters, self.multiply_adds, self.latency, self.memory
 
     def __bool__(self) -> bool:
-        return self.parameters is not None or self.multiply_adds is not None
+        return any(limit is not None for limit in self.all())
 
     def excess(self, cost: Sequence[Number]) -> Number:
-        """Sum over the limits of the share by which a cost is above it; 0 if it keeps all."""
-        over = [c / limit - 1 for c, limit in zip(cost, (self.parameters, self.multiply_adds), strict=True) if limit]
+        """Sum over the limits of the share by which a cost is above it; 0 if it keeps all.
+
+        A cost may end early, as an expected one does, which says nothing of seconds and bytes.
+        """
+        over = [c / limit - 1 for c, limit in zip(cost, self.all(), strict=False) if limit]
         return sum((torch.relu(o) if isinstance(o, Tensor) else max(o, 0.0) for o in over), start=0.0)
 
 
@@ -94,12 +130,21 @@ class CostModel:
     a polynomial in the weights of the options, differentiable, and exact where all is decided. Weights in several
     places count once if one place always runs when the others do, else for each.
 
+    Seconds and bytes are no such polynomials: they come from outside, an architecture at a time, and only where they
+    are limited.
+
+    Args:
+        space, shapes: of the networks.
+        measured: tells seconds and bytes of derived networks.
+
     Raises:
         ArchitectureError: a choice is of a kind whose costs are not known.
     """
 
-    def __init__(self, space: Space, shapes: Shapes) -> None:
-        self.space, self.shapes = space, shapes
+    measured: Measured | None = None
+
+    def __init__(self, space: Space, shapes: Shapes, measured: Measured | None = None) -> None:
+        self.space, self.shapes, self.measured = space, shapes, measured
         with torch.device("meta"):
             network = space.blueprint(shapes).eval().requires_grad_(False)
         _check_kinds(network)
@@ -129,69 +174,25 @@ class CostModel:
         shares = {label: _shares(mixture[label], choice) for label, choice in self.choices.items()}
         return self._parameters.expected(shares), self._multiply_adds.expected(shares)
 
+    def full(self, architecture: Architecture, limits: Limits) -> FullCost:
+        """The cost of the derived network with the seconds and bytes that are limited, 0 for those that are not."""
+        measured = self.measured
+        latency = measured.latency(architecture) if measured is not None and limits.latency else 0.0
+        memory = measured.memory(architecture) if measured is not None and limits.memory else 0
+        return FullCost(*self.of(architecture), latency, memory)
+
+    def prepare(self, architectures: Sequence[Architecture], limits: Limits) -> None:
+        """Measures together what the costs of some architectures need."""
+        if self.measured is not None and limits.latency:
+            self.measured.prepare(architectures)
+
     def excess(self, architecture: Architecture, limits: Limits) -> float:
         """`Limits.excess` of an architecture."""
-        return float(limits.excess(self.of(architecture)))
+        return float(limits.excess(self.full(architecture, limits)))
 
     def nearest(self, limits: Limits) -> Architecture:
-        """The architecture that is least above the limits, found by changing one choice at a time.
-
-        Where one architecture is the smallest in all costs, as in spaces of sizes, it is found if any keeps the limits.
-        Where two limits pull two ways, descent on their sums by several weights may miss one that barely keeps both.
-
-        Raises:
-            LimitError: it is above them; the message has the nearest feasible value.
-        """
-
-        def excess(cost: Cost) -> float:
-            return float(limits.excess(cost))
-
-        smallest = self.space.smallest(self.choices)
-        best = self._least(excess, smallest)
-        most = limits.parameters or 1, limits.multiply_adds or 1
-        for share in _SHARES if limits.parameters and limits.multiply_adds else ():
-            if self.excess(best, limits) > 0:
-                weights = share / most[0], (1 - share) / most[1]
-                start = self._least(lambda cost, w=weights: w[0] * cost[0] + w[1] * cost[1], smallest)  # type: ignore[misc]
-                best = min(best, self._least(excess, start), key=lambda a: self.excess(a, limits))
-        if self.excess(best, limits) > 0:
-            raise LimitError(self._impossible(best, limits))
-        return best
-
-    def _least(self, key: Callable[[Cost], float], start: Architecture) -> Architecture:
-        """What descent on a key, then on the costs, ends at; at once where the key is 0."""
-
-        def rank(architecture: Architecture) -> tuple[float, ...]:
-            cost = self.of(architecture)
-            return key(cost), *cost
-
-        best, least = start, rank(start)
-        while least[0] > 0:
-            moves = {a: rank(a) for a in self.space.neighbours(self.choices, best)}
-            better = min(moves, key=lambda a: moves[a], default=best)
-            if moves.get(better, least) >= least:
-                break
-            best, least = better, moves[better]
-        return best
-
-    def _impossible(self, best: Architecture, limits: Limits) -> str:
-        for place, option in enumerate(("--max-params", "--max-flops")):
-            limit = (limits.parameters, limits.multiply_adds)[place]
-            alone = self._least(lambda cost, i=place: cost[i], best) if limit else best  # type: ignore[misc]
-            least = self.of(alone)[place]
-            if limit and least > limit:
-                what, changes = Cost._fields[place].replace("_", "-"), self.space.final_changes()
-                form = f" as it is trained by default, {changes}" if changes else ""
-                return (
-                    f"The limit must leave an architecture of space {self.space.name!r}, but {option} {limit:,} is "
-                    f"below the {least:,} {what} of its smallest network{form}; give {least} or more."
-                )
-        cost = self.of(best)
-        return (
-            f"The limits must leave an architecture of space {self.space.name!r}, but none was found that keeps both; "
-            f"the nearest one has {cost.parameters:,} parameters and {cost.multiply_adds:,} multiply-adds: raise a "
-            "limit to that."
-        )
+        """The architecture that is least above the limits, found by `nasengine.descent.nearest`. Raises LimitError."""
+        return nearest(self, limits)
 
     def _add_parameters(self, network: nn.Module) -> None:
         head = getattr(network, "auxiliary", None)  # `cost.parameters` leaves it out as well

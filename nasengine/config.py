@@ -20,7 +20,7 @@ from nasengine.errors import DeviceError, RunError, SettingError, UnknownNameErr
 from nasengine.parallel import ALONE, Ranks, from_first
 from nasengine.registry import ALGORITHMS, SPACES, Registry
 from nasengine.run_directory import read_record, read_run_json
-from nasengine.settings import from_plain, override, plain, setting, validate
+from nasengine.settings import BYTES, SECONDS, from_plain, group, override, plain, setting, validate
 from nasengine.space import Space
 from nasengine.task import Dataset, DataSettings, Task, load_task
 
@@ -34,6 +34,19 @@ AnyTask = str | Dataset | Task
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatencySettings:
+    """On what the latency of networks is measured."""
+
+    runtime: Literal["torch", "onnxruntime"] = setting("torch", "what runs the networks")
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    threads: int = setting(1, "threads of a network on a CPU", low=1)
+    batch_size: int = setting(1, "inputs a forward pass", low=1)
+
+    def __post_init__(self) -> None:
+        validate(self, "latency")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SearchSettings:
     """How long and on what a search runs; the published values of DARTS (arXiv:1806.09055, A.1.1)."""
 
@@ -44,7 +57,16 @@ class SearchSettings:
     eval_size: int = setting(5000, "most validation examples that judge an epoch", low=1)
     max_params: int | None = setting(None, "most parameters of the derived network in its final form", low=1)
     max_flops: int | None = setting(None, "most multiply-adds of the derived network in its final form", low=1)
-    cost_weight: float = setting(1.0, "weight of the expected cost above a limit in the loss of the alphas", low=0)
+    max_latency: float | None = setting(
+        None, "most seconds of a forward pass of that network, such as 5ms", above=0, units=SECONDS
+    )
+    max_memory: int | None = setting(
+        None, "most bytes of its weights and live activations for one input, such as 2MB", low=1, units=BYTES
+    )
+    latency: LatencySettings = group(LatencySettings, "on what max_latency is measured")
+    cost_weight: float = setting(
+        1.0, "weight of expected parameters and multiply-adds above a limit in the loss of the alphas", low=0
+    )
     # A text is parsed by the first part of a union that takes it, and "none" would be a str.
     benchmark: None | str = setting(  # noqa: RUF036
         None, "table of the space's known accuracies: every epoch's cell is looked up"

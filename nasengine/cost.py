@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from nasengine.live import LiveBytes, weight_bytes
 from nasengine.task import Shapes
 from nasengine.work import OwnWork
 
@@ -32,6 +33,26 @@ def multiply_adds(build: Callable[[], nn.Module], shapes: Shapes) -> int:
     with OwnWork(network) as own, torch.no_grad(), torch.device("meta"):
         network(inputs)
     return sum(own.work().values())
+
+
+def memory(build: Callable[[], nn.Module], shapes: Shapes) -> int:
+    """Bytes that inference for one input takes at its peak: weights, buffers, and the tensors that are held at a time.
+
+    Exact for what PyTorch allocates without a graph for gradients, but for what kernels allocate within themselves.
+    `build` is called on the meta device: nothing is allocated or computed. An auxiliary head is left out.
+    """
+    with torch.device("meta"):
+        network = build().eval().requires_grad_(False)
+    return weight_bytes(network) + activation_bytes(network, shapes.zeros(1).to("meta"))
+
+
+def activation_bytes(network: nn.Module, inputs: Tensor) -> int:
+    """Bytes of the inputs and of all tensors that are held at the peak of a forward pass, on any device."""
+    live = LiveBytes()
+    with live, torch.no_grad(), torch.device(inputs.device):
+        live.hold(inputs)
+        network(inputs)
+    return live.most
 
 
 @dataclass(frozen=True)

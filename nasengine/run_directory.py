@@ -37,7 +37,8 @@ _FREE: Final = {  # settings that may differ when a run goes on
     *("collect.count", "compare.seeds"),
 }
 _ANEW: Final = {  # settings under which a finished run can go on to another end
-    "search": {"search.max_params", "search.max_flops"},
+    "search": {f"search.{name}" for name in ("max_params", "max_flops", "max_latency", "max_memory")}
+    | {f"search.latency.{name}" for name in ("runtime", "device", "threads", "batch_size")},
     "collect": {"collect.count"},
     "compare": {"compare.seeds"},
 }

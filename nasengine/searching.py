@@ -34,6 +34,7 @@ from nasengine.config import (
 from nasengine.drawing import changes, draw
 from nasengine.errors import LimitError, RunError
 from nasengine.evolution import Budget
+from nasengine.footprint import Footprint
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
@@ -99,14 +100,15 @@ class SearchJob:
         self.judge = Judge(task, settings, self.train_indices, self.valid_indices, RECALIBRATION, self.device)
         with seeded(settings.seed, WEIGHTS):
             check_network(space, task.shapes, self.device)
-        self.limits = Limits(settings.max_params, settings.max_flops)
-        self.costs = CostModel(space, task.shapes) if self.limits else None
+        self.limits = Limits(settings.max_params, settings.max_flops, settings.max_latency, settings.max_memory)
+        self.footprint = Footprint(space, task.shapes, settings.latency, self._told)
+        self.costs = CostModel(space, task.shapes, self.footprint) if self.limits else None
         if self.costs is not None:
             self.costs.check()
             self.costs.nearest(self.limits)  # a limit that nothing keeps is answered before anything is computed
         with seeded(settings.seed, WEIGHTS):
             supernet = on_device(space.supernet(task.shapes, task.loss), self.device)
-            if self.costs is not None:
+            if self.limits.parameters or self.limits.multiply_adds:
                 supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
             alphas = generator(settings.seed, ALPHAS)
             self.state = algorithm.init(supernet, alphas, self.epochs * self.steps_per_epoch)
@@ -257,13 +259,19 @@ class SearchJob:
         assert self.costs is not None
         return self.settings.cost_weight * self.limits.excess(self.costs.expected(mixture))
 
-    def cost(self, architecture: Architecture) -> dict[str, int]:
-        """Parameters and multiply-adds of the derived network in its final form."""
+    def cost(self, architecture: Architecture) -> dict[str, Any]:
+        """Parameters and multiply-adds of the derived network in its final form, and what else is limited."""
         final, shapes = self.space.final(), self.task.shapes
         with torch.device("meta"):
             parameters = cost.parameters(final.build(architecture, shapes))
         multiply_adds = cost.multiply_adds(lambda: final.build(architecture, shapes), shapes)
-        return {"parameters": parameters, "multiply_adds": multiply_adds}
+        latency = self.footprint.facts(architecture) if self.limits.latency else {}
+        memory = {"memory": self.footprint.memory(architecture)} if self.limits.memory else {}
+        return {"parameters": parameters, "multiply_adds": multiply_adds, **latency, **memory}
+
+    def _told(self, stage: str, done: int, total: int) -> None:
+        if stage == "networks" and done == 0:
+            self.observer.note(f"{total} networks are measured end-to-end, for the table of latencies")
 
     def _write_inherited(self, run: Run, full: Supernet, architecture: Architecture) -> None:
         """The weights of the architecture in the supernet, where its stand-alone network can take them."""

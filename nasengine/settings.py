@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeVar, cast
 
 from nasengine.errors import SettingError, UnknownNameError
 
@@ -15,15 +16,34 @@ T = TypeVar("T")
 
 _GIVEN = "given"
 
+SECONDS: Final = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+BYTES: Final = {
+    "b": 1.0,
+    **{f"{letter}{end}": 1000.0**power for power, letter in enumerate("kmg", start=1) for end in ("", "b")},
+    **{f"{letter}ib": 1024.0**power for power, letter in enumerate("kmg", start=1)},
+}
+"""Units and what they are in the plain one, in small letters."""
+
+_QUANTITIES: Final = {
+    id(SECONDS): "a number of seconds such as 0.005, 5ms or 300us",
+    id(BYTES): "a number of bytes such as 2000000, 2MB or 512KiB",
+}
+
 
 def setting(
-    default: T, help: str, *, low: float | None = None, above: float | None = None, high: float | None = None
+    default: T,
+    help: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    units: Mapping[str, float] | None = None,
 ) -> T:
     """A dataclass field with a help text and a range: `low <= value`, `above < value`, `value <= high`.
 
-    The range is that of a number, or of every number of a tuple.
+    The range is that of a number, or of every number of a tuple. With `units`, SECONDS or BYTES, a text may end in one.
     """
-    metadata = {"help": help, "low": low, "above": above, "high": high}
+    metadata = {"help": help, "low": low, "above": above, "high": high, "units": units}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -97,7 +117,8 @@ def override(data: Mapping[str, Any], kind: type, assignments: Mapping[str, str]
         elif rest:
             raise SettingError(f"{prefix}.{head} is a single setting and has no {rest!r}.")
         else:
-            result[head] = _parse(f"{prefix}.{head}", hint, text)
+            units = next(field.metadata.get("units") for field in _configured(kind) if field.name == head)
+            result[head] = _parse(f"{prefix}.{head}", hint, text, units)
     return result
 
 
@@ -172,7 +193,9 @@ def _check_range(name: str, metadata: Mapping[str, Any], value: Any) -> None:
         raise SettingError(f"{name} must be {' and '.join(bounds) or 'a finite number'}, but got {value}.")
 
 
-def _parse(name: str, hint: Any, text: str) -> Any:
+def _parse(name: str, hint: Any, text: str, units: Mapping[str, float] | None = None) -> Any:
+    if units is not None and not (type(None) in _parts(hint) and text.lower() == "none"):
+        return _quantity(name, int in _parts(hint), text, units)
     for part in _parts(hint):
         if part is type(None) and text.lower() == "none":
             return None
@@ -188,3 +211,23 @@ def _parse(name: str, hint: Any, text: str) -> Any:
             except ValueError:
                 continue
     raise SettingError(f"{name} must be {_describe(hint)}, but got {text!r}.")
+
+
+def _quantity(name: str, whole: bool, text: str, units: Mapping[str, float]) -> float:
+    """A number in the plain unit, rounded if it is a whole one."""
+    found = re.fullmatch(r"([-+]?[0-9.]+(?:e[-+]?[0-9]+)?)\s*([a-z]*)", text.strip().lower())
+    try:
+        number = float(found[1]) * (units[found[2]] if found[2] else 1.0) if found else None
+    except (LookupError, ValueError):
+        number = None
+    if number is None or not math.isfinite(number):
+        known = ", ".join(unit.upper() if units is BYTES else unit for unit in units)
+        raise SettingError(f"{name} must be {_QUANTITIES[id(units)]} (units: {known}), or none, but got {text!r}.")
+    return round(number) if whole else number
+
+
+def in_seconds(value: float) -> str:
+    """Seconds as a text that a setting takes: 3.21ms; rounded up, so that a limit of that is kept."""
+    unit, size = next((u, s) for u, s in reversed(SECONDS.items()) if value >= s or s == SECONDS["us"])
+    scale = 10.0 ** (2 - math.floor(math.log10(value / size))) if value > 0 else 1.0
+    return f"{math.ceil(value / size * scale - 1e-9) / scale:.10g}{unit}"

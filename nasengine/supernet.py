@@ -176,6 +176,11 @@ class MixedOp(Decision):
                 total = weight * term if total is None else self._add(total, term, weight, name)
         return self.options[0](x) if total is None else total
 
+    def is_zero(self) -> bool:
+        """Whether the current call takes an option that gives nothing."""
+        weights = decided(self.choice.label)
+        return isinstance(weights, int) and isinstance(self.options[weights], Zero)
+
     def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
         del inherit
         return self.options[self.choice.options.index(architecture[self.choice.label])]

@@ -118,13 +118,13 @@ def _chosen(
     if isinstance(architecture, Architecture):
         return architecture
     if architecture is not None:
-        return _read_architecture(space, architecture)
+        return read_architecture(space, architecture)
     if found is None:
         return Architecture.parse(str(stored))
     return Architecture.parse(str(found.get("result", {}).get("architecture", "")))
 
 
-def _read_architecture(space: Space, source: Path | str) -> Architecture:
+def read_architecture(space: Space, source: Path | str) -> Architecture:
     """An architecture or genotype from a text, or from the file that a path names."""
     text = str(source)
     if isinstance(source, Path) or "=" not in text:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import networkx as nx
 import torch
@@ -22,6 +22,7 @@ from nasengine.task import Shapes
 from search_spaces._genotype import Genotype, read_genotype, write_genotype
 
 KINDS = ("normal", "reduce")
+POOLS = ("max_pool_3x3", "avg_pool_3x3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class DARTS(Space):
 
     def blueprint(self, shapes: Shapes) -> nn.Module:
         final = self.final()
-        return Network(final, shapes, lambda kind, plan: SearchCell(kind, final.nodes, plan, affine=True))
+        return Network(final, shapes, lambda kind, plan: BlueprintCell(kind, final.nodes, plan))
 
     def final(self) -> DARTS:
         """20 cells, 36 channels and an auxiliary head, as published for CIFAR-10."""
@@ -245,7 +246,7 @@ class SearchCell(nn.Module):
         stride = 2 if plan.reduction and source < 2 else 1
         relu = Shared(nn.ReLU())
         shared: dict[str, nn.Module] = {"relu": relu}
-        for name in ("max_pool_3x3", "avg_pool_3x3"):
+        for name in POOLS:
             pool = OPERATIONS[name](plan.channels, stride, False, relu)
             shared[name] = Shared(nn.Sequential(pool, nn.BatchNorm2d(plan.channels, affine=False)))
         return shared
@@ -256,6 +257,26 @@ class SearchCell(nn.Module):
         return {
             name: make(plan.channels, stride, affine, relu) for name, make in OPERATIONS.items() if "pool" not in name
         }
+
+
+class BlueprintCell(SearchCell):
+    """All operations on all edges as they are in a derived cell: with learned scales, and nothing for "none"."""
+
+    def __init__(self, kind: str, nodes: int, plan: CellPlan) -> None:
+        super().__init__(kind, nodes, plan, affine=True)
+
+    def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
+        states = self.preprocess(before_last, last)
+        for node in range(2, self.nodes + 2):
+            edges = (cast(MixedOp, self.edges[f"{source}-{node}"]) for source in range(node))
+            terms = [edge(state) for edge, state in zip(edges, states, strict=True) if not edge.is_zero()]
+            states.append(sum(terms[1:], start=terms[0]))
+        return torch.cat(states[2:], dim=1)
+
+    @staticmethod
+    def _common(plan: CellPlan, source: int) -> dict[str, nn.Module]:
+        relu, stride = nn.ReLU(), 2 if plan.reduction and source < 2 else 1
+        return {"relu": relu, **{name: OPERATIONS[name](plan.channels, stride, True, relu) for name in POOLS}}
 
 
 class DerivedCell(nn.Module):

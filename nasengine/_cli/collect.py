@@ -72,10 +72,10 @@ def collect(
 ) -> None:
     """Label architectures, to fit predictors to their scores.
 
-    They are random ones, or those of --architectures. Each is trained from scratch on a part of the training data and judged on the rest of it: the labels are validation
-    scores, and the test set is not touched. A label is a row of labels.csv once it is whole; a training that diverged
-    has the score of chance, and fewer epochs than the others. With --resume and a larger --count more labels are
-    added, the same as if all were asked for at once.
+    They are random ones, or those of --architectures. Each is trained from scratch on a part of the training data and
+    judged on the rest of it: the labels are validation scores, and the test set is not touched. A label is a row of
+    labels.csv once it is whole; a training that diverged has the score of chance, and fewer epochs than the others.
+    With --resume and a larger --count more labels are added, the same as if all were asked for at once.
     """
     from nasengine import collecting
     from nasengine._cli.progress import LabelProgress, print_labels

@@ -17,6 +17,7 @@ from nasengine.calibrating import calibrated, epochs_of, training_seconds
 from nasengine.collecting import CollectPlan
 from nasengine.compare_plan import ComparePlan
 from nasengine.config import TrainSettings
+from nasengine.descent import in_words
 from nasengine.labelling import InheritJob
 from nasengine.searching import SearchJob, SearchPlan
 from nasengine.seeding import generator
@@ -40,6 +41,9 @@ def search_cost(plan: SearchPlan) -> None:
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
     _print_step(step, steps, plan.settings.batch_size)
+    if job.costs is not None:
+        found = in_words(job.limits, job.costs.full(job.costs.nearest(job.limits), job.limits))
+        typer.echo(f"  limits: {in_words(job.limits)}; the nearest network found has {found}")
     architecture = plan.space.sample(supernet.choices, generator(plan.settings.seed))
     defaults = TrainSettings(device=plan.settings.device)
     fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))

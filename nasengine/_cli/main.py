@@ -8,7 +8,20 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli import benchmark, collect, compare, export, front, propose, rank, report, search, show, train
+from nasengine._cli import (
+    benchmark,
+    collect,
+    compare,
+    export,
+    front,
+    profile,
+    propose,
+    rank,
+    report,
+    search,
+    show,
+    train,
+)
 from nasengine._cli import list as list_
 from nasengine._cli import run as run_
 
@@ -30,12 +43,13 @@ app.command("run", epilog=run_.EPILOG)(run_.run)
 app.command("search", epilog=search.EPILOG)(search.search)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("propose", epilog=propose.EPILOG)(propose.propose)
-app.command("export", epilog=export.EPILOG)(export.export)
 app.command("collect", epilog=collect.EPILOG)(collect.collect)
 app.command("rank", epilog=rank.EPILOG)(rank.rank)
 app.command("front", epilog=front.EPILOG)(front.front)
-app.command("report", epilog=report.EPILOG)(report.report)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
+app.command("export", epilog=export.EPILOG)(export.export)
+app.command("report", epilog=report.EPILOG)(report.report)
+app.command("profile", epilog=profile.EPILOG)(profile.profile)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("list", epilog=list_.EPILOG)(list_.list)
 app.add_typer(benchmark.app, name="benchmark")

@@ -63,6 +63,22 @@ MaxFlops = Annotated[
     str | None,
     typer.Option(help="Most multiply-adds of the network to train.", metavar="INTEGER", show_default=False),
 ]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(
+        help="Most seconds of a forward pass of it, such as 5ms; measured as --set search.latency.… says.",
+        metavar="TIME",
+        show_default=False,
+    ),
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Most bytes of its weights and activations for one input, such as 2MB.",
+        metavar="SIZE",
+        show_default=False,
+    ),
+]
 Workers = Annotated[
     str,
     typer.Option(

@@ -37,6 +37,8 @@ _COUNTED = {
     "opening": "the network",
     "exporting": "{:,} formats",
     "comparing": "{:,} files in fresh processes",
+    "pieces": "by {:,} operations",
+    "networks": "end-to-end",
 }
 
 
@@ -261,6 +263,9 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
         f"test_{measure}": f"test {word}: {form}",
         "parameters": "parameters: {:,}",
         "multiply_adds": "multiply-adds: {:,}",
+        "latency": "latency, as limited: {:.4g} s",
+        "latency_measured": "latency, measured: {:.4g} s",
+        "memory": "memory: {:,} bytes",
         "seconds": "seconds: {:,.1f}",
     }
     if form := result.get("trained_with"):

@@ -17,6 +17,8 @@ from nasengine._cli.options import (
     DryRun,
     Epochs,
     MaxFlops,
+    MaxLatency,
+    MaxMemory,
     MaxParams,
     Out,
     Resume,
@@ -43,6 +45,8 @@ def search(
     benchmark: Benchmark = None,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
+    max_latency: MaxLatency = None,
+    max_memory: MaxMemory = None,
     seed: Seed = None,
     device: Device = None,
     set_: Set = None,
@@ -55,8 +59,9 @@ def search(
 
     Writes everything into one directory, results/<data>/<space>/<algo>/seed-<n>, from which the search goes on when it
     was stopped (--resume), the found network is trained (nasengine train) and looked at (nasengine show). A finished
-    search finds another network under other limits: --resume --max-flops N. Under torchrun several processes divide
-    every batch: torchrun --nproc-per-node 4 -m nasengine search ...
+    search finds another network under other limits: --resume --max-flops N. Limits hold for the network that is
+    derived; the loss of the search heeds those on parameters and multiply-adds, not those on latency and memory. Under
+    torchrun several processes divide every batch: torchrun --nproc-per-node 4 -m nasengine search ...
     """
     from nasengine import searching
     from nasengine._cli.progress import Progress, print_run
@@ -73,6 +78,8 @@ def search(
         "search.benchmark": benchmark,
         "search.max_params": max_params,
         "search.max_flops": max_flops,
+        "search.max_latency": max_latency,
+        "search.max_memory": max_memory,
     }
     settings = assignments(set_, flags)
     ranks = start()

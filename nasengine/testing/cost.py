@@ -6,16 +6,23 @@ import torch
 
 from nasengine import cost
 from nasengine.budget import Cost, CostModel
+from nasengine.outline import Sketches
 from nasengine.space import Space
 from nasengine.task import Shapes
 from nasengine.testing._parts import require, samples
 
+_HELD = 3
+
 
 def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
-    """Modelled costs are exactly those of the networks that `final().build` makes, and expected ones where decided."""
-    model, choices = CostModel(space, shapes), space.choices(shapes)
+    """Modelled costs are exactly those of the networks that `final().build` makes, and expected ones where decided.
+
+    So are the bytes that they hold.
+    """
+    model, choices, sketches = CostModel(space, shapes), space.choices(shapes), Sketches(space.final(), shapes)
     require(model.choices == choices, "the blueprint must have the choices of the space")
-    for architecture in {space.smallest(choices), space.largest(choices), *samples(space, shapes, count)}:
+    drawn = dict.fromkeys([space.smallest(choices), space.largest(choices), *samples(space, shapes, count)])
+    for architecture in drawn:
         with torch.device("meta"):
             network = space.final().build(architecture, shapes)
         found = Cost(cost.parameters(network), cost.multiply_adds(lambda n=network: n, shapes))  # type: ignore[misc]
@@ -26,6 +33,10 @@ def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
         for mixture in (places, one_hot):
             expected = Cost(*(round(float(number)) for number in model.expected(mixture)))
             require(expected == said, "the expected cost must be exact where all is decided")
+    for architecture in list(drawn)[:_HELD]:
+        held = cost.memory(lambda a=architecture: space.final().build(a, shapes), shapes)  # type: ignore[misc]
+        walked = sketches(architecture).memory
+        require(walked == held, f"the blueprint must hold {held:,} bytes as the derived network does, not {walked:,}")
 
 
 def _told(found: Cost) -> str:

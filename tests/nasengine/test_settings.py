@@ -8,7 +8,19 @@ from typing import Any, Literal
 import pytest
 
 from nasengine.errors import SettingError, UnknownNameError
-from nasengine.settings import Setting, from_plain, group, override, plain, setting, table, validate
+from nasengine.settings import (
+    BYTES,
+    SECONDS,
+    Setting,
+    from_plain,
+    group,
+    in_seconds,
+    override,
+    plain,
+    setting,
+    table,
+    validate,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,3 +194,65 @@ def test_table_lists_every_setting() -> None:
     assert rows[4] == Setting("top.limit", "a whole number or none", None, "how many at most")
     assert rows[-1] == Setting("top.inner.rate", "a number", 0.1, "how fast")
     assert len(rows) == 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amounts:
+    time: float | None = setting(None, "seconds", above=0, units=SECONDS)
+    size: int | None = setting(None, "bytes", low=1, units=BYTES)
+
+    def __post_init__(self) -> None:
+        validate(self, "amounts")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("time", "5ms", 0.005),
+        ("time", "0.005", 0.005),
+        ("time", "1e-3", 0.001),
+        ("time", " 300 us ", 0.0003),
+        ("time", "2S", 2.0),
+        ("time", "none", None),
+        ("size", "2MB", 2_000_000),
+        ("size", "2m", 2_000_000),
+        ("size", "1.5K", 1500),
+        ("size", "512KiB", 524_288),
+        ("size", "1GiB", 2**30),
+        ("size", "12b", 12),
+        ("size", "12.6", 13),
+        ("size", "None", None),
+    ],
+)
+def test_amounts_have_units(name: str, text: str, value: float | None) -> None:
+    found = override(plain(Amounts()), Amounts, {name: text}, "amounts")[name]
+    assert found == (value if value is None else pytest.approx(value)) and isinstance(found, int) == (
+        name == "size" and value is not None
+    )
+    from_plain(Amounts, {name: found}, "amounts")
+
+
+@pytest.mark.parametrize("text", ["", "ms", "5 m", "1.2.3ms", "5ms or so", "infs", "1e999s"])
+def test_amounts_that_are_none(text: str) -> None:
+    with pytest.raises(SettingError) as error:
+        override(plain(Amounts()), Amounts, {"time": text}, "amounts")
+    assert str(error.value) == (
+        "amounts.time must be a number of seconds such as 0.005, 5ms or 300us (units: us, ms, s), or none, but got "
+        f"{text!r}."
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.00321, "3.21ms"),
+        (0.0032101, "3.22ms"),
+        (2.5, "2.5s"),
+        (0.1, "100ms"),
+        (4.56e-6, "4.56us"),
+        (1.23e-8, "0.0123us"),
+    ],
+)
+def test_seconds_as_a_limit_that_is_kept(seconds: float, text: str) -> None:
+    assert in_seconds(seconds) == text
+    assert override(plain(Amounts()), Amounts, {"time": text}, "amounts")["time"] >= seconds * (1 - 1e-9)

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 import nasengine
-from nasengine._cli import benchmark, collect, export, front, rank, report, search, show, train
+from nasengine._cli import (
+    benchmark,
+    collect,
+    export,
+    front,
+    profile,
+    rank,
+    report,
+    search,
+    show,
+    train,
+)
 from nasengine._cli import list as list_
 from tests.nasengine._cli.conftest import Run
 
@@ -19,7 +30,7 @@ PAGES = {
         "Search an architecture for your data.",
         search.EPILOG,
         "--space --algo --data --epochs --batch-size --batch_size --train-portion --benchmark --max-params --max-flops "
-        "--seed --device --set --config --out --resume --dry-run --help",
+        "--max-latency --max-memory --seed --device --set --config --out --resume --dry-run --help",
     ),
     "train": (
         "Usage: nasengine train [OPTIONS] [RUN]",
@@ -59,6 +70,12 @@ PAGES = {
         "Make one HTML file of what runs found, to look at and to send.",
         report.EPILOG,
         "--out --help",
+    ),
+    "profile": (
+        "Usage: nasengine profile [OPTIONS] [RUN]",
+        "Measure latency and memory of networks on your device.",
+        profile.EPILOG,
+        "--space --architecture --data --count --device --runtime --batch-size --batch_size --threads --set --help",
     ),
     "show": (
         "Usage: nasengine show [OPTIONS] [RUN]",
@@ -113,9 +130,9 @@ def test_help_is_light(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     code = (
         "import sys\nfrom nasengine._cli.main import main\nimport nasengine\n"
-        "verbs = 'run search train propose export collect rank front report show list'.split()\n"
+        "verbs = 'run search train propose export collect rank front compare report profile show list'.split()\n"
         "codes = [main([*verb, '--help']) for verb in [[], *([verb] for verb in verbs)]]\n"
-        "assert codes == [0] * 12\n"
+        "assert codes == [0] * 14\n"
         "heavy = {'torch', 'numpy', 'sklearn', 'matplotlib', 'networkx', 'pandas', 'pyarrow', 'pymoo', 'plotly'}\n"
         "heavy &= set(sys.modules)\n"
         "assert not heavy, heavy\n"
