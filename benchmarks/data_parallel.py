@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nasengine.parallel import start
-from nasengine.searching import SearchJob, plan_search
+from nasengine.search_plan import plan_search
+from nasengine.searching import SearchJob
 from nasengine.seeding import generator
 from nasengine.task import Dataset, Task
 

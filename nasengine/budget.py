@@ -134,17 +134,16 @@ class CostModel:
     are limited.
 
     Args:
-        space, shapes: of the networks.
+        space, shapes: of the networks; the space in its final form where derived networks have another one.
         measured: tells seconds and bytes of derived networks.
+        form: what the final form changes, for messages.
 
     Raises:
         ArchitectureError: a choice is of a kind whose costs are not known.
     """
 
-    measured: Measured | None = None
-
-    def __init__(self, space: Space, shapes: Shapes, measured: Measured | None = None) -> None:
-        self.space, self.shapes, self.measured = space, shapes, measured
+    def __init__(self, space: Space, shapes: Shapes, measured: Measured | None = None, form: str = "") -> None:
+        self.space, self.shapes, self.measured, self.form = space, shapes, measured, form
         with torch.device("meta"):
             network = space.blueprint(shapes).eval().requires_grad_(False)
         _check_kinds(network)
@@ -156,7 +155,7 @@ class CostModel:
     def check(self) -> None:
         """Raises ArchitectureError if the derived networks do work on sizes of which no elastic layer knows."""
         smallest = self.space.smallest(self.choices)
-        counted = multiply_adds(lambda: self.space.final().build(smallest, self.shapes), self.shapes)
+        counted = multiply_adds(lambda: self.space.build(smallest, self.shapes), self.shapes)
         if self.of(smallest).multiply_adds != counted:
             raise ArchitectureError(
                 f"Where costs are limited, all work on sizes must be done by elastic layers, but the smallest network "

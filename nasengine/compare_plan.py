@@ -19,12 +19,11 @@ from nasengine.config import (
     plain_plugin,
     resolve_algorithm,
     resolve_settings,
-    resolve_space,
     split_assignments,
 )
 from nasengine.errors import SettingError
 from nasengine.registry import ALGORITHMS, SPACES
-from nasengine.searching import plan_search
+from nasengine.search_plan import plan_search
 from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.task import Task
@@ -105,26 +104,24 @@ def plan_compare(
     asked |= {} if seeds is None else {"seeds": str(seeds)}
     own = resolve_settings(CompareSettings, stored.get("compare", {}), {**given["compare"], **asked}, "compare")
     first = contenders[0].algorithm
-    shared = [text for text in settings if text.strip().partition(".")[0] in ("space", "data", "search")]
-    parts = {name: part for name, part in stored.items() if name in ("space", "data", "search")}
+    shared = [text for text in settings if text.strip().partition(".")[0] in ("space", "data", "search", "final")]
+    parts = {name: part for name, part in stored.items() if name in ("space", "data", "search", "final")}
     search = plan_search(space=space, algorithm=first, task=task, settings=shared, config=parts)
     if not search.space.searchable:
         search.space.network(search.task.shapes)  # says so
     base = {"seed": search.settings.seed, "device": search.settings.device, **stored.get("train", {})}
     train = resolve_settings(TrainSettings, base, given["train"], "train")
     _check_training(train)
-    start = search.space.final() if "final" not in stored else None
-    final = resolve_space(start, stored.get("final", {}), given["final"])
     resolved = {
         "space": search.config["space"],
         "algos": {contender.label: plain_plugin(ALGORITHMS, contender.algorithm) for contender in contenders},
         "data": search.config["data"],
         "search": {name: value for name, value in search.config["search"].items() if name != "epochs"},
-        "final": plain_plugin(SPACES, final),
+        "final": plain_plugin(SPACES, search.final),
         "train": plain(train),
         "compare": plain(own),
     }
-    return ComparePlan(search.space, contenders, search.task, search.settings, final, train, own, resolved)
+    return ComparePlan(search.space, contenders, search.task, search.settings, search.final, train, own, resolved)
 
 
 def parsed_seconds(text: float | str) -> float:

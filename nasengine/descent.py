@@ -125,8 +125,7 @@ def _impossible(model: CostModel, limits: Limits, best: Architecture) -> str:
 
 
 def _below(model: CostModel, place: int, limit: float, least: float) -> str:
-    changes = model.space.final_changes()
-    form = f" as it is trained by default, {changes}" if changes else ""
+    form = f" {model.form}" if model.form else ""
     timed = place == _LATENCY
     wanted, enough = (in_seconds(limit), in_seconds(least)) if timed else (f"{limit:,}", f"{least}")
     found = f"{enough} of the fastest network found" if timed else f"{_cost(place, least)} of its smallest network"

@@ -22,7 +22,7 @@ class Footprint:
     """Latency and memory of the derived networks of a space in their final form; nothing is made before it is asked.
 
     Args:
-        space, shapes: of the networks.
+        space, shapes: of the networks; the space in its final form.
         settings: on what the latency is measured.
         progress: see `nasengine.latency.Progress`.
     """
@@ -34,7 +34,7 @@ class Footprint:
         settings: LatencySettings,
         progress: Progress = lambda stage, done, total: None,
     ) -> None:
-        self.space, self.shapes, self.settings, self._progress = space.final(), shapes, settings, progress
+        self.space, self.shapes, self.settings, self._progress = space, shapes, settings, progress
         self._rough = False
 
     @cached_property

@@ -302,7 +302,7 @@ class Sketches:
 
 def has_blueprint(space: Space) -> bool:
     """Whether a space has one network for all that are derived from it as it is set."""
-    return space.searchable and not space.final_changes()
+    return space.searchable
 
 
 class _List(tuple[Any, ...]):

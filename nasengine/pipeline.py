@@ -19,7 +19,7 @@ from nasengine.finals import FOLDER, Finalist, final_works, train_finals, winner
 from nasengine.loop import Observer, concluded
 from nasengine.predictor import Predictor
 from nasengine.proposals import Origin
-from nasengine.proposing import ORIGIN, propose
+from nasengine.proposing import propose
 from nasengine.ranking import RANKING as RANKED
 from nasengine.ranking import rank
 from nasengine.run_directory import RECORD, Run, add_result, read_record
@@ -178,7 +178,7 @@ class _Stages:
         return {**stages, "report": self._report}
 
     def _search(self) -> dict[str, Any]:
-        path, names = self.run.path / SEARCH, ("space", "algo", "data", "search")
+        path, names = self.run.path / SEARCH, ("space", "algo", "data", "search", "final")
         if not _finished(path):
             config = {name: self.plan.config[name] for name in names}
             resume = (path / RECORD).exists()
@@ -201,7 +201,7 @@ class _Stages:
             table, inherits = self._proposed(), settings.score == "inherited"
             order = torch.randperm(len(table), generator=generator(self.plan.collect.seed, _LABELLED)).tolist()
             rows = chosen_rows(len(table), settings.labels, order)
-            chosen = table.iloc[rows].drop(columns=[ORIGIN, "parameters", "multiply_adds"])
+            chosen = table.iloc[rows][self._keys(table)]
             config = {name: self.plan.config[name] for name in ("space", "data", "collect")}
             collect(
                 task=self.task,
@@ -297,14 +297,16 @@ class _Stages:
         }
 
     def _write_table(self, finals: Sequence[Finalist]) -> None:
-        keys = [name for name in self.plan.search.space.table_columns]
         proposed, ranking = self._proposed(), self._read(self.run.path / RANKING / RANKED)
-        keys = [name for name in proposed if name in ranking and name in keys]
-        table = candidate_table(proposed, ranking, keys, finals)
+        table = candidate_table(proposed, ranking, self._keys(proposed), finals)
         self.run.write_text(TABLE, table.to_csv(index=False, lineterminator="\n"))
 
     def _proposed(self) -> pd.DataFrame:
         return self._read(self.run.path / PROPOSED / TABLE)
+
+    def _keys(self, table: pd.DataFrame) -> list[str]:
+        """The columns by which the space reads architectures."""
+        return [name for name in table if name in self.plan.search.space.table_columns]
 
     def _read(self, file: Path) -> pd.DataFrame:
         """A table with the columns of the space as texts."""

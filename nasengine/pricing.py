@@ -111,7 +111,7 @@ class Prices:
 def _model(space: Space, shapes: Shapes) -> CostModel | None:
     """The model of costs, None where a space has choices of other kinds or no blueprint."""
     try:
-        model = CostModel(space, shapes)
+        model = CostModel(space.final(), shapes, form=space.form(space.final()))
         model.check()
     except (ArchitectureError, SettingError):
         return None

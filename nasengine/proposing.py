@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from nasengine.architecture import Architecture
 from nasengine.candidates import TABLE
 from nasengine.config import AnyTask, ProposeSettings, resolve_settings, split_assignments
 from nasengine.errors import RunError
+from nasengine.profiling import Quantity, costs
 from nasengine.run_directory import Run, check_free, read_record
 from nasengine.searching import SearchJob, open_search
 from nasengine.settings import plain
@@ -89,10 +94,19 @@ def _table(job: SearchJob, count: int) -> pd.DataFrame:
     candidates = job.propose(count)
     architectures = [candidate.architecture for candidate in candidates]
     described = job.space.to_table(architectures, job.task.shapes)
-    costs = pd.DataFrame([job.cost(architecture) for architecture in architectures])
+    costs = pd.DataFrame(_costs(job, architectures))
     own = described.drop(columns=[name for name in (ORIGIN, *costs) if name in described])
     origins = pd.Series([candidate.origin for candidate in candidates], name=ORIGIN)
     return pd.concat([origins, own, costs], axis=1)
+
+
+def _costs(job: SearchJob, architectures: list[Architecture]) -> dict[str, NDArray[np.float64]]:
+    """Parameters and multiply-adds, and what else the search limits, of the networks to be trained."""
+    what: list[Quantity] = ["parameters", "multiply_adds"]
+    what += ["latency"] if job.limits.latency else []
+    what += ["memory"] if job.limits.memory else []
+    found = costs(job.final, job.task.shapes, architectures, what, job.settings.latency)
+    return {name: values if name == "latency" else values.astype(np.int64) for name, values in found.items()}
 
 
 def _check_search(path: Path) -> None:

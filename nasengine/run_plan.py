@@ -17,7 +17,6 @@ from nasengine.config import (
     RunSettings,
     TrainSettings,
     plain_plugin,
-    resolve_plugin,
     resolve_settings,
     split_assignments,
 )
@@ -26,12 +25,12 @@ from nasengine.exporting import checked_formats
 from nasengine.predictor import PREDICTORS, Predictor
 from nasengine.rank_plan import resolve_predictor
 from nasengine.registry import SPACES
-from nasengine.searching import SearchPlan, plan_search
+from nasengine.search_plan import GROUPS as SEARCH_GROUPS
+from nasengine.search_plan import SearchPlan, plan_search
 from nasengine.settings import plain
-from nasengine.space import Space
 from nasengine.task import Task
 
-GROUPS: Final = ("space", "algo", "data", "search", "propose", "collect", "predictor", "rank", "final", "train", "run")
+GROUPS: Final = (*SEARCH_GROUPS, "propose", "collect", "predictor", "rank", "train", "run")
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,10 @@ class RunPlan:
 
     Attributes:
         search: its first stage.
-        final: the space with the settings of the final training.
         config: all of it as plain values.
     """
 
     search: SearchPlan
-    final: Space
     collect: CollectSettings
     train: TrainSettings
     predictor: Predictor
@@ -74,7 +71,7 @@ def plan_run(
 ) -> RunPlan:
     """Resolves names, settings (texts such as "train.epochs=30") and a stored configuration; see `run`."""
     stored, given = dict(config or {}), split_assignments(list(settings), GROUPS)
-    searched = [text for text in settings if text.strip().partition(".")[0] in ("space", "algo", "data", "search")]
+    searched = [text for text in settings if text.strip().partition(".")[0] in SEARCH_GROUPS]
     search = plan_search(space=space, algorithm=algorithm, task=task, settings=searched, config=stored)
     shared = {"seed": search.settings.seed, "device": search.settings.device}
     seed = {"seed": search.settings.seed}
@@ -87,8 +84,6 @@ def plan_run(
     _check(own, propose, train)
     if own.export != "none":
         checked_formats(own.export)
-    base_space = search.space.final() if "final" not in stored else None
-    final = resolve_plugin(SPACES, base_space, stored.get("final", {}), given["final"], "final")
     model = resolve_predictor(
         predictor, stored.get("predictor", {}), given["predictor"], search.space, search.task.shapes
     )
@@ -98,11 +93,11 @@ def plan_run(
         "collect": plain(collect),
         "predictor": plain_plugin(PREDICTORS, model),
         "rank": plain(rank),
-        "final": plain_plugin(SPACES, final),
+        "final": plain_plugin(SPACES, search.final),
         "train": plain(train),
         "run": plain(own),
     }
-    return RunPlan(search, final, collect, train, model, own, resolved)
+    return RunPlan(search, collect, train, model, own, resolved)
 
 
 def _check(own: RunSettings, propose: ProposeSettings, train: TrainSettings) -> None:

@@ -22,14 +22,8 @@ from nasengine.config import (
     AnySpace,
     AnyTask,
     SearchSettings,
-    plain_plugin,
     read_config,
-    resolve_algorithm,
     resolve_device,
-    resolve_settings,
-    resolve_space,
-    resolve_task,
-    split_assignments,
 )
 from nasengine.drawing import changes, draw
 from nasengine.errors import LimitError, RunError
@@ -39,10 +33,9 @@ from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
 from nasengine.proposals import Candidate
-from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.run_directory import CHECKPOINT, Row, Run, read_tensors
+from nasengine.search_plan import plan_search
 from nasengine.seeding import generator
-from nasengine.settings import plain
 from nasengine.sharding import sharded
 from nasengine.shared_run import SharedRun
 from nasengine.space import Space
@@ -51,7 +44,6 @@ from nasengine.tables import csv_text
 from nasengine.task import Task
 from nasengine.trial import check_network
 
-GROUPS = ("space", "algo", "data", "search")
 INHERITED = "inherited.safetensors"
 WEIGHTS_OF_EPOCHS = "alphas.csv"
 TRAIN, VALID, WEIGHTS, ALPHAS, RECALIBRATION, DERIVE = range(6)  # streams of random numbers
@@ -86,8 +78,9 @@ class SearchJob:
         settings: SearchSettings,
         observer: Observer | None = None,
         ranks: Ranks = ALONE,
+        final: Space | None = None,
     ) -> None:
-        self.ranks = ranks
+        self.ranks, self.final = ranks, final or space.final()
         self.space, self.algorithm, self.task, self.settings = space, algorithm, task, settings
         self.observer = observer or Observer()
         self.device = local_device(ranks, resolve_device(settings.device))
@@ -101,8 +94,9 @@ class SearchJob:
         with seeded(settings.seed, WEIGHTS):
             check_network(space, task.shapes, self.device)
         self.limits = Limits(settings.max_params, settings.max_flops, settings.max_latency, settings.max_memory)
-        self.footprint = Footprint(space, task.shapes, settings.latency, self._told)
-        self.costs = CostModel(space, task.shapes, self.footprint) if self.limits else None
+        self.footprint = Footprint(self.final, task.shapes, settings.latency, self._told)
+        form = space.form(self.final)
+        self.costs = CostModel(self.final, task.shapes, self.footprint, form) if self.limits else None
         if self.costs is not None:
             self.costs.check()
             self.costs.nearest(self.limits)  # a limit that nothing keeps is answered before anything is computed
@@ -199,7 +193,7 @@ class SearchJob:
             f"supernet_{self.task.measure.name}": supernet,
             f"derived_{self.task.measure.name}": derived,
             **self.cost(architecture),
-            "trained_with": self.space.final_changes(),
+            "trained_with": self.space.form(self.final),
             **self._known(architecture),
         }
 
@@ -261,7 +255,7 @@ class SearchJob:
 
     def cost(self, architecture: Architecture) -> dict[str, Any]:
         """Parameters and multiply-adds of the derived network in its final form, and what else is limited."""
-        final, shapes = self.space.final(), self.task.shapes
+        final, shapes = self.final, self.task.shapes
         with torch.device("meta"):
             parameters = cost.parameters(final.build(architecture, shapes))
         multiply_adds = cost.multiply_adds(lambda: final.build(architecture, shapes), shapes)
@@ -277,7 +271,7 @@ class SearchJob:
         """The weights of the architecture in the supernet, where its stand-alone network can take them."""
         weights = self.judge.extracted(full, architecture).state_dict()
         with torch.device("meta"):
-            alone = self.space.final().build(architecture, self.task.shapes).state_dict()
+            alone = self.final.build(architecture, self.task.shapes).state_dict()
         if {name: tensor.shape for name, tensor in weights.items()} == {n: t.shape for n, t in alone.items()}:
             run.write_bytes(INHERITED, packed(weights))
 
@@ -290,47 +284,6 @@ def packed(weights: Mapping[str, Tensor]) -> bytes:
 def on_device(module: nn.Module, device: torch.device) -> Any:
     """The module on a device, in the memory format in which convolutions are fastest."""
     return module.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@dataclass(frozen=True)
-class SearchPlan:
-    """A search that is resolved but has not begun."""
-
-    space: Space
-    algorithm: Algorithm[Any]
-    task: Task
-    settings: SearchSettings
-    config: dict[str, Any]
-
-    @property
-    def default_out(self) -> Path:
-        """results/<task>/<space>/<algo>/seed-<n>"""
-        return Path("results") / self.task.name / self.space.name / self.algorithm.name / f"seed-{self.settings.seed}"
-
-
-def plan_search(
-    *,
-    space: AnySpace | None = None,
-    algorithm: str | type[Algorithm[Any]] | Algorithm[Any] | None = None,
-    task: AnyTask | None = None,
-    settings: Sequence[str] = (),
-    config: Mapping[str, Any] | None = None,
-) -> SearchPlan:
-    """Resolves names, settings (texts such as "algo.beta=5") and a stored configuration, in rising order of right."""
-    stored = config or {}
-    given = split_assignments(list(settings), GROUPS)
-    resolved_space = resolve_space(space, stored.get("space", {"name": "darts"}), given["space"])
-    resolved_algorithm = resolve_algorithm(algorithm, stored.get("algo", {"name": "rarts"}), given["algo"])
-    numbers = resolve_settings(SearchSettings, stored.get("search", {}), given["search"], "search")
-    resolve_device(numbers.device)
-    resolved_task, data = resolve_task(task, stored.get("data", {}), given["data"])
-    resolved = {
-        "space": plain_plugin(SPACES, resolved_space),
-        "algo": plain_plugin(ALGORITHMS, resolved_algorithm),
-        "data": data,
-        "search": plain(numbers),
-    }
-    return SearchPlan(resolved_space, resolved_algorithm, resolved_task, numbers, resolved)
 
 
 def search(
@@ -351,7 +304,8 @@ def search(
         algorithm: a name, class or instance; "rarts" unless `config` has another.
         task: a data spec such as "digits", "cifar10:PATH" or "file.py:name", or a Task; "digits" unless `config` has
             another.
-        settings: texts such as "algo.beta=5" or "search.epochs=10".
+        settings: texts such as "algo.beta=5" or "search.epochs=10"; "final.channels=16" is of the network to train,
+            for which limits hold.
         config: plain values as `record["config"]` of an earlier run has them.
         out: the run directory; results/<task>/<space>/<algo>/seed-<n> by default.
         resume: go on with the run in `out`, whose configuration is then the default; one that is finished answers
@@ -369,7 +323,7 @@ def search(
         config = {**read_config(Path(out), "search", ranks), **(config or {})}
     with together(ranks):
         plan = plan_search(space=space, algorithm=algorithm, task=task, settings=settings, config=config)
-        job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, observer, ranks)
+        job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, observer, ranks, plan.final)
         path = Path(out) if out is not None else plan.default_out
         facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     with _opened(ranks, resume, path, plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
@@ -397,7 +351,7 @@ def open_search(path: Path | str, task: AnyTask | None = None) -> SearchJob:
     """
     path = Path(path)
     plan = plan_search(task=task, config=read_config(path, "search"))
-    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings)
+    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, final=plan.final)
     if not (path / CHECKPOINT).exists():
         raise RunError(f"A search must have saved a checkpoint to be opened, but the one in {path} has not; resume it.")
     job.load_state_dict(read_tensors(path / CHECKPOINT, job.device)["state"]["job"])

@@ -66,8 +66,8 @@ class Space(abc.ABC):
             return choices_of(self.network(shapes))
 
     def blueprint(self, shapes: Shapes) -> nn.Module:
-        """A network with the choices of this space whose fixed form costs what the derived network costs."""
-        return self.final().network(shapes)
+        """A network with these choices whose fixed form costs what `build` gives, both with these settings."""
+        return self.network(shapes)
 
     def check(self, choices: Mapping[str, Choice], architecture: Architecture) -> None:
         """Raises ArchitectureError unless the architecture belongs to this space."""
@@ -147,10 +147,16 @@ class Space(abc.ABC):
         """The settings with which a derived network is trained from scratch: these, unless a space has others."""
         return self
 
-    def final_changes(self) -> str:
-        """What `final` changes, as settings: "space.channels=36 space.layers=20"; empty if nothing."""
-        mine, final = plain(self), plain(self.final())
-        return " ".join(f"space.{name}={value}" for name, value in final.items() if value != mine[name])
+    def changes(self, final: Space) -> str:
+        """What other settings of this space change, as settings: "space.channels=36 space.layers=20"; or nothing."""
+        mine = plain(self)
+        return " ".join(f"space.{name}={value}" for name, value in plain(final).items() if value != mine[name])
+
+    def form(self, final: Space) -> str:
+        """The changes as a part of a sentence, which says whether they are those of `final`."""
+        changes = self.changes(final)
+        usual = " by default" if final == self.final() else ""
+        return f"as it is trained{usual}, {changes}" if changes else ""
 
     def build(self, architecture: Architecture, shapes: Shapes) -> nn.Module:
         """The stand-alone network of an architecture, with new weights; in training it may give (logits, auxiliary)."""

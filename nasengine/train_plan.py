@@ -103,6 +103,8 @@ def _final_space(
         base = resolve_space(None, stored["space"], {})
     else:
         base = resolve_space(space, found["config"]["space"] if found else {"name": "darts"}, {}).final()
+    if space is None and found is not None and "final" in found["config"] and "space" not in stored:
+        base = resolve_space(None, found["config"]["final"], {})
     return resolve_space(base, {}, changes)
 
 

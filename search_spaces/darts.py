@@ -61,8 +61,7 @@ class DARTS(Space):
         return Network(self, shapes, lambda kind, plan: SearchCell(kind, self.nodes, plan))
 
     def blueprint(self, shapes: Shapes) -> nn.Module:
-        final = self.final()
-        return Network(final, shapes, lambda kind, plan: BlueprintCell(kind, final.nodes, plan))
+        return Network(self, shapes, lambda kind, plan: BlueprintCell(kind, self.nodes, plan))
 
     def final(self) -> DARTS:
         """20 cells, 36 channels and an auxiliary head, as published for CIFAR-10."""

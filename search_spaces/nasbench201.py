@@ -74,7 +74,7 @@ class NASBench201(Space):
         return Network(self, shapes, search_cell)
 
     def blueprint(self, shapes: Shapes) -> nn.Module:
-        return Network(self.final(), shapes, lambda channels: search_cell(channels, affine=True))
+        return Network(self, shapes, lambda channels: search_cell(channels, affine=True))
 
     def final(self) -> NASBench201:
         """At least 16 channels and 5 cells a stage, the published network."""

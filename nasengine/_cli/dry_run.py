@@ -19,7 +19,8 @@ from nasengine.compare_plan import ComparePlan
 from nasengine.config import TrainSettings
 from nasengine.descent import in_words
 from nasengine.labelling import InheritJob
-from nasengine.searching import SearchJob, SearchPlan
+from nasengine.search_plan import SearchPlan
+from nasengine.searching import SearchJob
 from nasengine.seeding import generator
 from nasengine.space import Space
 from nasengine.task import Task
@@ -31,7 +32,7 @@ _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 
 def search_cost(plan: SearchPlan) -> None:
     """Prints the cost of the supernet's search, and of training a random architecture of its space."""
-    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings)
+    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, final=plan.final)
     steps = job.epochs * job.steps_per_epoch
     supernet = plan.algorithm.supernet(job.state)
     # a schedule that fits the steps of the probe, so that all its phases are timed
@@ -49,7 +50,7 @@ def search_cost(plan: SearchPlan) -> None:
     fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))
     title = "final training of a random architecture, at the defaults of 'nasengine train':"
     settings = dataclasses.replace(defaults, batch_size=fitting)
-    _print_training(title, plan.space.final(), architecture, plan.task, settings)
+    _print_training(title, plan.final, architecture, plan.task, settings)
 
 
 def training_cost(plan: TrainPlan) -> None:

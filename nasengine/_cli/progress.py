@@ -269,7 +269,7 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
         "seconds": "seconds: {:,.1f}",
     }
     if form := result.get("trained_with"):
-        lines["parameters"] += f", as it is trained by default ({form})"
+        lines["parameters"] += f", {form}"
     typer.echo("")
     for name, line in lines.items():
         if name in result:

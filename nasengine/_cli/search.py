@@ -68,6 +68,7 @@ def search(
     from nasengine.config import read_config
     from nasengine.errors import InterruptedRun
     from nasengine.parallel import start
+    from nasengine.search_plan import plan_search
 
     flags = {
         "search.epochs": epochs,
@@ -89,7 +90,7 @@ def search(
             return
         from nasengine._cli.dry_run import search_cost
 
-        search_cost(searching.plan_search(space=space, algorithm=algo, task=data, settings=settings, config=stored))
+        search_cost(plan_search(space=space, algorithm=algo, task=data, settings=settings, config=stored))
         return
     progress = Progress()
     try:

@@ -19,7 +19,8 @@ def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
 
     So are the bytes that they hold.
     """
-    model, choices, sketches = CostModel(space, shapes), space.choices(shapes), Sketches(space.final(), shapes)
+    final = space.final()
+    model, choices, sketches = CostModel(final, shapes), space.choices(shapes), Sketches(final, shapes)
     require(model.choices == choices, "the blueprint must have the choices of the space")
     drawn = dict.fromkeys([space.smallest(choices), space.largest(choices), *samples(space, shapes, count)])
     for architecture in drawn:

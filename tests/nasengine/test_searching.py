@@ -15,7 +15,8 @@ from nasengine.config import SearchSettings
 from nasengine.errors import DivergedError, InterruptedRun, RunError, SettingError, UnknownNameError
 from nasengine.loop import Observer
 from nasengine.run_directory import Row
-from nasengine.searching import SearchJob, plan_search
+from nasengine.search_plan import plan_search
+from nasengine.searching import SearchJob
 from nasengine.tables import read_rows
 from search_spaces.darts import DARTS
 from tests.nasengine.runs import SEARCH, assert_same_run, contents, history, record, same, state
