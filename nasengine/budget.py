@@ -142,6 +142,9 @@ class CostModel:
         ArchitectureError: a choice is of a kind whose costs are not known.
     """
 
+    measured: Measured | None = None
+    form: str = ""
+
     def __init__(self, space: Space, shapes: Shapes, measured: Measured | None = None, form: str = "") -> None:
         self.space, self.shapes, self.measured, self.form = space, shapes, measured, form
         with torch.device("meta"):

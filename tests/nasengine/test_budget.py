@@ -131,7 +131,7 @@ def test_the_cost_is_that_of_the_final_form() -> None:
     architecture = space.largest(space.choices())
     with torch.device("meta"):
         final = space.final().build(architecture, shapes)
-    assert CostModel(space, shapes).of(architecture).parameters == parameters(final) > 100_000
+    assert CostModel(space.final(), shapes).of(architecture).parameters == parameters(final) > 100_000
 
 
 # Expected costs
@@ -282,10 +282,11 @@ def test_two_limits_that_nothing_keeps_together() -> None:
 
 
 def test_a_limit_that_nothing_keeps() -> None:
-    model = CostModel(DARTS(nodes=1), Shapes((1, 8, 8), 4))
+    space = DARTS(nodes=1)
+    model = CostModel(space.final(), Shapes((1, 8, 8), 4), form=space.form(space.final()))
     told = "The limit must leave an architecture of space 'darts', but --max-flops 1,000 is below the "
     with pytest.raises(
-        LimitError, match=rf"^{told}([\d,]+) multiply-adds of its smallest network as .*; give (\d+) or more\.$"
+        LimitError, match=rf"^{told}([\d,]+) multiply-adds of its smallest network as it is trained by default, space.channels=36 .*; give (\d+) or more\.$"
     ) as caught:
         model.nearest(Limits(None, 1000))
     least = int(str(caught.value).split()[-3])

@@ -54,7 +54,7 @@ def common(space: str, algo: str, small: str) -> list[str]:
 
 def between(space: str, share: float) -> Cost:
     """A cost between that of the smallest and that of the largest network."""
-    costs = CostModel(made(space), SHAPES)
+    costs = CostModel(made(space).final(), SHAPES)
     ends = costs.of(costs.space.smallest(costs.choices)), costs.of(costs.space.largest(costs.choices))
     return Cost(*(low + int(share * (high - low)) for low, high in zip(*ends, strict=True)))
 
@@ -66,7 +66,7 @@ def test_what_is_derived_keeps_the_limits(cli: Run, small: str, space: str, algo
     limits = ("--max-params", most.parameters, "--max-flops", most.multiply_adds)
     code, _, err = cli(*common(space, algo, small), *limits, "--out", "run")
     assert code == 0 and err == ""
-    found, costs = record(Path("run"))["result"], CostModel(made(space), SHAPES)
+    found, costs = record(Path("run"))["result"], CostModel(made(space).final(), SHAPES)
     answer = Architecture.parse(found["architecture"])
     assert costs.of(answer) == (found["parameters"], found["multiply_adds"])
     assert found["parameters"] <= most.parameters and found["multiply_adds"] <= most.multiply_adds
