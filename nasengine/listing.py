@@ -29,7 +29,7 @@ from nasengine.settings import Setting, table
 from nasengine.space import Space
 from nasengine.task import DataSettings
 
-_TABLES: Final = {"collect": "labels.csv", "rank": "ranking.csv"}
+_TABLES: Final = {"collect": "labels.csv", "rank": "ranking.csv", "compare": "compare.csv"}
 
 
 @dataclass(frozen=True)
