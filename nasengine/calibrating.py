@@ -167,3 +167,4 @@ def _threads(workers: int | str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.cuda.empty_cache()  # workers have the same GPU
