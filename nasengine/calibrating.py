@@ -31,6 +31,8 @@ _FEWEST, _MOST = 6, 100
 _TRIAL: Final = 2
 _clock = time.perf_counter
 _PROBE_BATCH, _PROBES = 8, 3
+_JUDGED: Final = 4
+_LONG: Final = 5.0  # seconds of a step
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,24 @@ def epochs_of(calibrations: Mapping[str, Calibration], budget: float) -> dict[st
 
 
 def training_seconds(plan: ComparePlan, workers: int | str) -> float:
-    """About how long the final training of a random architecture takes, without its test."""
+    """About how long the final training of a random architecture takes, without its test.
+
+    Of a large network the step of a small batch is timed, and scaled.
+    """
     with _threads(workers), seeded(plan.train.seed, TRAIN):
         choices = plan.final.choices(plan.task.shapes)
         architecture = plan.final.sample(choices, generator(plan.train.seed))
         whole = TrainJob(plan.final, architecture, plan.task, plan.train)
         batch = min(_PROBE_BATCH, plan.train.batch_size)
         probe = TrainJob(plan.final, architecture, plan.task, replace(plan.train, batch_size=batch))
-        measured = cost.step_cost(partial(probe.step, 0), lambda: 0, _PROBES)
-        return measured.seconds * plan.train.batch_size / batch * whole.steps_per_epoch * plan.train.epochs
+        step = cost.step_cost(partial(probe.step, 0), _nothing, _PROBES).seconds * plan.train.batch_size / batch
+        if step < _LONG:
+            step = cost.step_cost(partial(whole.step, 0), _nothing, _PROBES).seconds
+        return step * whole.steps_per_epoch * plan.train.epochs
+
+
+def _nothing() -> int:
+    return 0
 
 
 def _steps(job: SearchJob, count: int) -> float:
@@ -120,7 +131,7 @@ def _evaluation(job: SearchJob) -> float:
 
 
 def _deriving(job: SearchJob) -> float:
-    """Seconds in which the algorithm derives: as it does now, with every judgement counted and one of them timed."""
+    """Seconds in which the algorithm derives: as it does now, with every judgement counted and a few timed."""
     counted: list[Architecture] = []
 
     def count(architecture: Architecture) -> float:
@@ -128,14 +139,13 @@ def _deriving(job: SearchJob) -> float:
         return 0.0
 
     start = _clock()
-    architecture = job.algorithm.derive(
-        job.state, Budget(job.limits, job.costs, count, generator(job.settings.seed, DERIVE))
-    )
-    deriving = _clock() - start
+    job.algorithm.derive(job.state, Budget(job.limits, job.costs, count, generator(job.settings.seed, DERIVE)))
+    deriving, supernet = _clock() - start, job.algorithm.supernet(job.state)
+    some = counted[:: max(1, len(counted) // _JUDGED)][:_JUDGED]
     start = _clock()
-    if counted:
-        job.judge.subnet(job.algorithm.supernet(job.state), architecture)
-    return deriving + len(counted) * (_clock() - start)
+    for architecture in some:
+        job.judge.subnet(supernet, architecture)
+    return deriving + (_clock() - start) / max(1, len(some)) * len(counted)
 
 
 def _drawing(job: SearchJob) -> float:
@@ -157,3 +167,4 @@ def _threads(workers: int | str) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.cuda.empty_cache()  # workers have the same GPU

@@ -160,8 +160,9 @@ def _contenders(
     if algorithms is None and stored is not None:
         pairs = [(str(label), resolve_algorithm(None, part, {})) for label, part in stored.items()]
     else:
-        named = algorithms if algorithms is not None else DEFAULT
-        pairs = [_named(one) for one in (named.split(",") if isinstance(named, str) else named)]
+        named = DEFAULT if algorithms is None else algorithms
+        texts = [text for text in named.split(",") if text.strip()] if isinstance(named, str) else named
+        pairs = [_named(one) for one in texts]
     if len(pairs) < 2:
         raise SettingError(
             f"A comparison must be of two algorithms or more, but got {pairs[0][0] if pairs else 'none'}; name them "

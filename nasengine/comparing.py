@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -152,19 +152,32 @@ class _Comparison:
         self.run, self.plan, self.workers, self.observer = run, plan, workers, observer
         self.more = {} if task is None else {"task": task}
         self.seconds: dict[str, float] = dict(run.record.get("stages", {}))
+        self.calibrations = {label: Calibration(**part) for label, part in run.record.get("calibration", {}).items()}
+        self.epochs: dict[str, int] = {}
 
     def make(self) -> None:
         """All stages; what has ended is left alone."""
-        for stage, make in (("calibrate", self._calibrate), ("search", self._search), ("train", self._train)):
-            self.observer.began(stage, self.run.path)
-            start = time.perf_counter()
-            try:
-                make()
-            finally:
-                self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 1)
-                if "id" in self.run.record:
-                    self.run.update({"stages": self.seconds, "seconds": round(sum(self.seconds.values()), 1)})
-            self.observer.ended(stage, self.seconds[stage])
+        self._stage("calibrate", self._calibrate)
+        try:
+            self.epochs = epochs_of(self.calibrations, self.plan.settings.budget)
+        except SettingError:
+            self.run.discard([])  # nothing has begun, so that the same directory can be given a larger budget
+            raise
+        for label, epochs in self.epochs.items():
+            self.observer.chosen(label, epochs, self.calibrations[label].seconds(epochs))
+        self._stage("search", self._search)
+        self._stage("train", self._train)
+
+    def _stage(self, stage: str, make: Callable[[], None]) -> None:
+        """Makes a stage, and adds to what it took."""
+        self.observer.began(stage, self.run.path)
+        start = time.perf_counter()
+        try:
+            make()
+        finally:
+            self.seconds[stage] = round(self.seconds.get(stage, 0.0) + time.perf_counter() - start, 1)
+            self.run.update({"stages": self.seconds, "seconds": round(sum(self.seconds.values()), 1)})
+        self.observer.ended(stage, self.seconds[stage])
 
     def result(self) -> CompareResult:
         """What is told in the end, which is then in the files."""
@@ -187,20 +200,12 @@ class _Comparison:
         return CompareResult(self.run.path, table, found, apart, self.run.record)
 
     def _calibrate(self) -> None:
-        known = {label: Calibration(**part) for label, part in self.run.record.get("calibration", {}).items()}
+        known = self.calibrations
         for contender in self.plan.contenders:
             if contender.label not in known:
                 known[contender.label] = calibrated(self.plan, contender, self.workers)
                 self.run.update({"calibration": {label: asdict(part) for label, part in known.items()}})
             self.observer.calibrated(contender.label, known[contender.label])
-        try:
-            self.epochs = epochs_of(known, self.plan.settings.budget)
-        except SettingError:
-            self.run.discard([])  # nothing has begun, so that the same directory can be given a larger budget
-            self.run.record.clear()
-            raise
-        for label, epochs in self.epochs.items():
-            self.observer.chosen(label, epochs, known[label].seconds(epochs))
 
     def _search(self) -> None:
         works = [self._search_work(contender, seed) for seed in self.plan.seeds for contender in self.plan.contenders]

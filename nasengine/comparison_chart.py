@@ -72,7 +72,8 @@ def _draw_scores(axes: Axes, table: pd.DataFrame, labels: list[str], measure: st
             continue
         spread = float(scores.std(ddof=1)) if len(scores) > 1 else 0.0
         axes.errorbar(scores.mean(), place + 0.15, xerr=spread, fmt="|", color=INK, ms=10, capsize=3, linewidth=1.0)
-        axes.plot(scores, np.full(len(scores), place - 0.1), "o", color=COLOURS[place % len(COLOURS)], ms=5, alpha=0.8)
+        heights = place - 0.12 + np.linspace(-0.08, 0.08, len(scores)) * (len(scores) > 1)  # equal scores side by side
+        axes.plot(scores, heights, "o", color=COLOURS[place % len(COLOURS)], ms=5, alpha=0.8)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.5, -0.5)
     axes.set(xlabel=_unit(measure), title=f"test, n = {table['seed'].nunique()}")

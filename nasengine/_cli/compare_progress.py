@@ -75,7 +75,7 @@ class CompareProgress(CompareObserver):
         typer.echo(f"{label}: {numbers}, {calibration.answer:.3g} s for the answer")
 
     def chosen(self, label: str, epochs: int, seconds: float) -> None:
-        typer.echo(f"{label} gets {_epochs(epochs)}, about {duration(seconds)}")
+        typer.echo(f"{label} gets {counted(epochs)}, about {duration(seconds)}")
 
     def works(self, work: Work, event: Event, done: int, total: int) -> None:
         if not self._alone:
@@ -114,7 +114,8 @@ def _told(work: Work) -> str:
     return ""
 
 
-def _epochs(count: int) -> str:
+def counted(count: int) -> str:
+    """A number of epochs in words."""
     return f"{count} epoch{'' if count == 1 else 's'}"
 
 

@@ -10,6 +10,7 @@ import torch
 import typer
 
 from nasengine import cost
+from nasengine._cli.compare_progress import counted
 from nasengine._cli.progress import duration
 from nasengine.algorithm import state_dict
 from nasengine.architecture import Architecture
@@ -91,7 +92,7 @@ def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
     )
     for label, calibration in found.items():
         taken = duration(calibration.seconds(epochs[label]))
-        typer.echo(f"  {label}: {epochs[label]} epochs of {calibration.steps} steps, about {taken} a search")
+        typer.echo(f"  {label}: {counted(epochs[label])} of {calibration.steps} steps, about {taken} a search")
     searching = count * sum(calibration.seconds(epochs[label]) for label, calibration in found.items())
     training = count * len(found) * training_seconds(plan, workers)
     runs = count * len(found)

@@ -36,11 +36,12 @@ class WorkProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=None, left="?")
-        self._since, self._stood = time.perf_counter(), 0
+        self._since, self._stood = 0.0, 0
 
     def __call__(self, work: Work, event: Event, done: int, total: int) -> None:
         if not self._bar.live.is_started and done < total:
             self._bar.start()
+        self._since = self._since or time.perf_counter()  # of the first work: others may have been made before
         self._stood += event == "stood"
         made = done - self._stood
         seconds = (time.perf_counter() - self._since) / made * (total - done) if made else 0.0

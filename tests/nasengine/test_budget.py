@@ -286,7 +286,8 @@ def test_a_limit_that_nothing_keeps() -> None:
     model = CostModel(space.final(), Shapes((1, 8, 8), 4), form=space.form(space.final()))
     told = "The limit must leave an architecture of space 'darts', but --max-flops 1,000 is below the "
     with pytest.raises(
-        LimitError, match=rf"^{told}([\d,]+) multiply-adds of its smallest network as it is trained by default, space.channels=36 .*; give (\d+) or more\.$"
+        LimitError,
+        match=rf"^{told}([\d,]+) multiply-adds of its smallest network as it is trained by default, .*; give (\d+) or more\.$",
     ) as caught:
         model.nearest(Limits(None, 1000))
     least = int(str(caught.value).split()[-3])

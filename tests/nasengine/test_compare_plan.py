@@ -79,6 +79,7 @@ def test_by_default_three_algorithms_and_three_seeds_from_the_first_one(small: s
         ("darts,rarts,darts", SettingError, r"must differ, but 'darts' came twice; leave one out"),
         ("darts,darts:order=first", SettingError, r"must differ, but 'darts' and 'darts:order=first' are the same"),
         ("darts", SettingError, r"must be of two algorithms or more, but got darts; name them"),
+        ("darts,", SettingError, r"must be of two algorithms or more, but got darts"),
         ([], SettingError, r"must be of two algorithms or more, but got none"),
         (
             "darts:second,rarts",

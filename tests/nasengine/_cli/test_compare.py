@@ -57,7 +57,7 @@ def test_dry_run_says_epochs_and_time(cli: Run, command: tuple[str, ...], monkey
     first, *lines = out.splitlines()
     assert first.startswith("comparison on darts and npz-small, budget 5 s a search")
     assert lines == [
-        "  darts: 1 epochs of 2 steps, about 4 s a search",
+        "  darts: 1 epoch of 2 steps, about 4 s a search",
         "  random:samples=2: 2 epochs of 2 steps, about 5 s a search",
         "  4 searches: about 18 s; 4 trainings: about 2 min 00 s",
         "  in all: about 1 min 09 s, 2 at a time, if they do not slow each other",
