@@ -15,7 +15,7 @@ from torch import nn
 from nasengine.architecture import Architecture
 from nasengine.config import plain_plugin
 from nasengine.latency_cache import Measured, cache_file, load, save
-from nasengine.outline import Piece, Sketches
+from nasengine.outline import Blank, Piece, Sketches
 from nasengine.registry import SPACES
 from nasengine.seeding import generator
 from nasengine.timing import Timing
@@ -181,7 +181,7 @@ class LatencyModel:
         """Name, number and seconds of one of each piece of a network, those that take most in all first."""
         self.prepare([architecture])
         found = self.sketches(architecture).pieces.items()
-        rows = [(self.sketches.pieces[text].name, count, self._measured.pieces[text]) for text, count in found]
+        rows = [(_titled(self.sketches.pieces[text]), count, self._measured.pieces[text]) for text, count in found]
         return sorted(rows, key=lambda row: -row[1] * row[2])
 
     def prepare(self, architectures: Sequence[Architecture]) -> None:
@@ -210,6 +210,12 @@ class LatencyModel:
         ends = [sorted(self.sketches(a).pieces.items()) for a in (space.smallest(choices), space.largest(choices))]
         what = json.dumps([plain_plugin(SPACES, space), str(shapes), ends], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
+
+
+def _titled(piece: Piece) -> str:
+    """The name of a piece with the shape of its first input."""
+    shapes = [arg.shape for arg in piece.args if isinstance(arg, Blank)]
+    return f"{piece.name} on {'x'.join(map(str, shapes[0]))}" if shapes else piece.name
 
 
 def _read(data: Mapping[str, Any] | None) -> Calibration | None:
