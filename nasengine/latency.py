@@ -116,6 +116,7 @@ class LatencyModel:
         self._measured, self._new = load(self._path), Measured()
         self._known: dict[Architecture, float] = {}
         self._calibration: Calibration | None = None
+        self._ends: list[Architecture] = []
 
     def __call__(self, architecture: Architecture) -> float:
         """Seconds of a forward pass: predicted where the table is believed, else measured end-to-end."""
@@ -159,10 +160,14 @@ class LatencyModel:
             self._calibration = _read(self._measured.spaces.get(self.key()))
         return self._calibration is not None
 
+    def include(self, architecture: Architecture) -> None:
+        """Makes a network part of the fit of a calibration to come: a line is worth little beyond its networks."""
+        self._ends.append(architecture)
+
     def samples(self, count: int) -> list[Architecture]:
-        """The smallest, the largest and random architectures, in this order; fewer in a space of fewer."""
+        """The smallest, the largest, included and random architectures, in this order; fewer in a space of fewer."""
         space, choices, rng = self.sketches.space, self.sketches.space.choices(self.sketches.shapes), generator(0, 0, 7)
-        ends = [space.smallest(choices), space.largest(choices)]
+        ends = [space.smallest(choices), space.largest(choices), *self._ends]
         drawn = (space.sample(choices, rng) for _ in range(4 * count))
         return list(dict.fromkeys([*ends, *drawn]))[:count]
 

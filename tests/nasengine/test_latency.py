@@ -98,6 +98,8 @@ def test_networks_of_the_fit_are_not_those_of_the_check() -> None:
     model = model_of(FakeMachine(linear))
     drawn = model.samples(16)
     choices = SPACE.choices(SIGNALS)
+    model.include(drawn[9])
+    assert model.samples(16)[2] == drawn[9] and len(set(model.samples(16))) == 16
     assert drawn[:2] == [SPACE.smallest(choices), SPACE.largest(choices)] and len(set(drawn)) == 16
 
 
