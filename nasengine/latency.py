@@ -15,7 +15,7 @@ from torch import nn
 from nasengine.architecture import Architecture
 from nasengine.config import plain_plugin
 from nasengine.latency_cache import Measured, cache_file, load, save
-from nasengine.outline import Piece, Sketches
+from nasengine.outline import Blank, Piece, Sketches
 from nasengine.registry import SPACES
 from nasengine.seeding import generator
 from nasengine.timing import Timing
@@ -116,6 +116,7 @@ class LatencyModel:
         self._measured, self._new = load(self._path), Measured()
         self._known: dict[Architecture, float] = {}
         self._calibration: Calibration | None = None
+        self._ends: list[Architecture] = []
 
     def __call__(self, architecture: Architecture) -> float:
         """Seconds of a forward pass: predicted where the table is believed, else measured end-to-end."""
@@ -159,10 +160,14 @@ class LatencyModel:
             self._calibration = _read(self._measured.spaces.get(self.key()))
         return self._calibration is not None
 
+    def include(self, architecture: Architecture) -> None:
+        """Makes a network part of the fit of a calibration to come: a line is worth little beyond its networks."""
+        self._ends.append(architecture)
+
     def samples(self, count: int) -> list[Architecture]:
-        """The smallest, the largest and random architectures, in this order; fewer in a space of fewer."""
+        """The smallest, the largest, included and random architectures, in this order; fewer in a space of fewer."""
         space, choices, rng = self.sketches.space, self.sketches.space.choices(self.sketches.shapes), generator(0, 0, 7)
-        ends = [space.smallest(choices), space.largest(choices)]
+        ends = [space.smallest(choices), space.largest(choices), *self._ends]
         drawn = (space.sample(choices, rng) for _ in range(4 * count))
         return list(dict.fromkeys([*ends, *drawn]))[:count]
 
@@ -181,7 +186,7 @@ class LatencyModel:
         """Name, number and seconds of one of each piece of a network, those that take most in all first."""
         self.prepare([architecture])
         found = self.sketches(architecture).pieces.items()
-        rows = [(self.sketches.pieces[text].name, count, self._measured.pieces[text]) for text, count in found]
+        rows = [(_titled(self.sketches.pieces[text]), count, self._measured.pieces[text]) for text, count in found]
         return sorted(rows, key=lambda row: -row[1] * row[2])
 
     def prepare(self, architectures: Sequence[Architecture]) -> None:
@@ -210,6 +215,12 @@ class LatencyModel:
         ends = [sorted(self.sketches(a).pieces.items()) for a in (space.smallest(choices), space.largest(choices))]
         what = json.dumps([plain_plugin(SPACES, space), str(shapes), ends], sort_keys=True)
         return hashlib.sha256(what.encode()).hexdigest()
+
+
+def _titled(piece: Piece) -> str:
+    """The name of a piece with the shape of its first input."""
+    shapes = [arg.shape for arg in piece.args if isinstance(arg, Blank)]
+    return f"{piece.name} on {'x'.join(map(str, shapes[0]))}" if shapes else piece.name
 
 
 def _read(data: Mapping[str, Any] | None) -> Calibration | None:

@@ -76,7 +76,8 @@ def test_a_sum_is_the_seconds_of_the_pieces() -> None:
     rows = model.pieces(SMALL)
     assert sum(count * seconds for _, count, seconds in rows) == pytest.approx(model.total(SMALL))
     assert model.total(SMALL) == pytest.approx(summed(SPACE.build(SMALL, SIGNALS)))
-    assert {name for name, _, _ in rows} == set(machine.timed) and machine.measured == 0
+    assert {name.partition(" on ")[0] for name, _, _ in rows} == set(machine.timed) and machine.measured == 0
+    assert any(name == "Tanh() on 1x1x5" for name, _, _ in rows)
     times = [count * seconds for _, count, seconds in rows]
     assert times == sorted(times, reverse=True)
 
@@ -97,6 +98,8 @@ def test_networks_of_the_fit_are_not_those_of_the_check() -> None:
     model = model_of(FakeMachine(linear))
     drawn = model.samples(16)
     choices = SPACE.choices(SIGNALS)
+    model.include(drawn[9])
+    assert model.samples(16)[2] == drawn[9] and len(set(model.samples(16))) == 16
     assert drawn[:2] == [SPACE.smallest(choices), SPACE.largest(choices)] and len(set(drawn)) == 16
 
 
