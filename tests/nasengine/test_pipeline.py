@@ -153,14 +153,8 @@ def test_stopped_within_a_training_and_resumed(
 
 
 def test_several_workers_come_to_the_same(whole: Path, small: str, tmp_path: Path) -> None:
-    scored = [
-        *RUN,
-        "run.score=training",
-        "collect.epochs=3",
-        "collect.batch_size=4",
-        "collect.lr=0.2",
-        "run.export=none",
-    ]
+    scored = [*RUN, "run.score=training", "run.labels=8", "collect.epochs=6", "collect.lr=0.05", "run.export=none"]
+    scored += ["collect.batch_size=4"]
     for name, workers in (("one", 1), ("two", 2)):
         nasengine.run("darts", "rarts", small, settings=scored, out=tmp_path / name, workers=workers)
     one, two = (pd.read_csv(tmp_path / name / "candidates.csv") for name in ("one", "two"))
