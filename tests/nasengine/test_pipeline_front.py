@@ -1,4 +1,4 @@
-"""The front of a pipeline: of the network that is trained in the end, within the limits of the search, in its report."""
+"""The front of a pipeline: of the network that is trained, within the limits of the search, told in the report."""
 
 from __future__ import annotations
 
