@@ -21,6 +21,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")  # Okabe and I
 INK, GREY = "#1F2933", "#9AA5B1"
 _MOST_POINTS = 160
 _MOST_LABELS = 24
+_UNITS = {"latency": "s", "memory": "B"}
 _STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "nasengine",
@@ -130,7 +131,8 @@ def _draw_front(axes: Axes, cost: Floats, score: Floats, front: NDArray[np.intp]
     """The cloud is cut where it is worse than the front by twice the height of it."""
     from matplotlib.ticker import EngFormatter
 
-    rest = np.setdiff1d(np.arange(len(cost)), front)
+    unit = _UNITS.get(name, "")
+    separator, rest = " " if unit else "", np.setdiff1d(np.arange(len(cost)), front)
     axes.scatter(cost[rest], score[rest], s=6, color=GREY, alpha=0.35, linewidths=0, label="evaluated", rasterized=True)
     order = front[np.lexsort((-score[front], cost[front]))]
     best = np.maximum.accumulate(score[order])
@@ -143,8 +145,8 @@ def _draw_front(axes: Axes, cost: Floats, score: Floats, front: NDArray[np.intp]
         axes.annotate(str(place + 1), at, (0, 5), textcoords="offset points", ha="center", size=7, color=INK)
     if cost.min() > 0 and cost.max() > 20 * cost.min():
         axes.set_xscale("log", subs=(2, 5))
-        axes.xaxis.set_minor_formatter(EngFormatter(sep=""))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(EngFormatter(unit, sep=separator))
+    axes.xaxis.set_major_formatter(EngFormatter(unit, sep=separator))
     top, low = score[front].max(), score[front].min()
     room = 0.08 * (top - low) or 1.0
     axes.set_ylim(max(score.min(), 3 * low - 2 * top) - room, top + 2 * room)

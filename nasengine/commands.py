@@ -17,13 +17,15 @@ def training_command(config: Mapping[str, Any], text: str) -> str:
     """The command that trains an architecture on its own.
 
     Args:
-        config: of the run that it comes from: space, and where there are, data and train.
+        config: of the run that it comes from: space, or final where that says how it is trained, and where there are,
+            data and train.
         text: the architecture as `Space.write` has it.
     """
-    space, data = dict(config["space"]), dict(config.get("data", {}))
+    final = "final" in config
+    space, data = dict(config["final" if final else "space"]), dict(config.get("data", {}))
     name, source = str(space.pop("name")), data.pop("name", None)
     changed = [
-        f"--set space.{key}={_value(value)}" for key, value in space.items() if _defaults(name).get(key) != value
+        f"--set space.{key}={_value(value)}" for key, value in space.items() if _defaults(name, final).get(key) != value
     ]
     for group, kind in (("data", DataSettings), ("train", TrainSettings)):
         values, usual = data if group == "data" else dict(config.get("train", {})), plain(kind())
@@ -32,9 +34,10 @@ def training_command(config: Mapping[str, Any], text: str) -> str:
     return " ".join([*parts, "--data", shlex.quote(str(source)) if source else "YOUR_DATA"])
 
 
-def _defaults(name: str) -> dict[str, Any]:
+def _defaults(name: str, final: bool) -> dict[str, Any]:
     try:
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain(SPACES[name]()).items()}
+        space = SPACES[name]().final() if final else SPACES[name]()
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain(space).items()}
     except (NasengineError, TypeError):  # a file that is not here, a space with settings that must be given
         return {}
 

@@ -194,6 +194,7 @@ class RunSettings:
     )
     train: int = setting(4, "best candidates that are trained to the end", low=1)
     seeds: int = setting(1, "final trainings of each, from other weights", low=1)
+    against: str = setting("none", "costs that a front weighs against the score, with commas between, or none")
     export: str = setting("pt2,py,safetensors", "formats in which the winner is written, or none")
 
     def __post_init__(self) -> None:
@@ -209,6 +210,13 @@ class FrontSettings:
     generations: int = setting(40, "generations, with the first one", low=1)
     max_params: int | None = setting(None, "most parameters of the network in its final form", low=1)
     max_flops: int | None = setting(None, "most multiply-adds of the network in its final form", low=1)
+    max_latency: float | None = setting(
+        None, "most seconds of a forward pass of that network, such as 5ms", above=0, units=SECONDS
+    )
+    max_memory: int | None = setting(
+        None, "most bytes of its weights and live activations for one input, such as 2MB", low=1, units=BYTES
+    )
+    latency: LatencySettings = group(LatencySettings, "on what latency is measured")
     seed: int = setting(0, "of all random numbers", low=0)
 
     def __post_init__(self) -> None:
@@ -284,6 +292,11 @@ def resolve_space(space: AnySpace | None, stored: Mapping[str, Any], changes: Ma
     """`resolve_plugin` for spaces."""
     space = SPACES.adapted(space) if isinstance(space, type) else space
     return resolve_plugin(SPACES, space, stored, changes, "space")
+
+
+def resolve_final(space: Space, stored: Mapping[str, Any], changes: Mapping[str, str]) -> Space:
+    """The space with the settings of the network that is to be trained: `space.final()`, or as it is stored."""
+    return resolve_plugin(SPACES, None if stored else space.final(), stored, changes, "final")
 
 
 def resolve_algorithm(

@@ -16,6 +16,7 @@ from nasengine.space import Space
 from nasengine.task import Shapes
 
 _SECONDS = 0.2
+_IN_TURNS = 16
 
 
 class Footprint:
@@ -25,6 +26,7 @@ class Footprint:
         space, shapes: of the networks; the space in its final form.
         settings: on what the latency is measured.
         progress: see `nasengine.latency.Progress`.
+        guesses: latencies come from the table even where that is not trusted, for whoever measures in the end.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class Footprint:
         shapes: Shapes,
         settings: LatencySettings,
         progress: Progress = lambda stage, done, total: None,
+        guesses: bool = False,
     ) -> None:
         self.space, self.shapes, self.settings, self._progress = space, shapes, settings, progress
-        self._rough = False
+        self._rough, self._guesses = False, guesses
 
     @cached_property
     def sketches(self) -> Sketches:
@@ -49,7 +52,9 @@ class Footprint:
 
     def latency(self, architecture: Architecture) -> float:
         """Seconds of a forward pass."""
-        return self.model.total(architecture) if self._rough else self.model(architecture)
+        if self._rough:
+            return self.model.total(architecture)
+        return self.model.guess(architecture) if self._guesses else self.model(architecture)
 
     def memory(self, architecture: Architecture) -> int:
         """Bytes as `nasengine.cost.memory` counts them."""
@@ -57,13 +62,18 @@ class Footprint:
 
     def prepare(self, architectures: Sequence[Architecture]) -> None:
         """Measures together what their latencies need."""
-        if self._rough or self.model.calibration().trusted:
+        if self._rough or self.model.calibration().trusted or self._guesses:
             self.model.prepare(architectures)
 
     def measure(self, architecture: Architecture) -> float:
         """Seconds of a forward pass, measured end-to-end; a calibration to come is fitted to this network as well."""
         self.model.include(architecture)
         return self.model.measure([architecture], _SECONDS)[0].seconds
+
+    def measured(self, architectures: Sequence[Architecture]) -> list[float]:
+        """Seconds of forward passes, measured end-to-end, a few networks in turns."""
+        parts = [architectures[start : start + _IN_TURNS] for start in range(0, len(architectures), _IN_TURNS)]
+        return [timing.seconds for part in parts for timing in self.model.measure(part, _SECONDS)]
 
     def is_calibrated(self) -> bool:
         """Whether latencies can be told without measuring whole networks first."""

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +14,7 @@ from safetensors.torch import save
 
 from nasengine import cost
 from nasengine.errors import ExportError, MissingExtraError
+from nasengine.programs import onnx_program, program, quiet
 from nasengine.seeding import generator
 from nasengine.source import source
 from nasengine.trained import NETWORK, Trained, metadata
@@ -72,10 +70,8 @@ class Writers:
     def program(self) -> ExportedProgram:
         """The network as a graph of operations, for batches of any size."""
         example = self.trained.interface.examples(_EXAMPLES, generator(0, 0))
-        batch = {0: torch.export.Dim("batch", min=1)}
         try:
-            with torch.no_grad(), _quiet():
-                return torch.export.export(self.trained.network, (example,), dynamic_shapes=(batch,))
+            return program(self.trained.network, example)
         except Exception as error:  # torch raises whatever its parts raise
             raise ExportError(
                 "A network must run without knowing the values of its inputs, and in batches of any size, to be "
@@ -83,25 +79,17 @@ class Writers:
             ) from error
 
     def _pt2(self, path: Path) -> None:
-        with _quiet():
+        with quiet():
             torch.export.save(self.program, path, extra_files={"interface.json": json.dumps(self._interface())})
 
     def _onnx(self, path: Path) -> None:
         import onnx
 
-        program = self.program
+        graph = self.program
         try:
-            with torch.no_grad(), _quiet():
-                written: Any = torch.onnx.export(
-                    program,
-                    (),
-                    dynamo=True,
-                    dynamic_shapes=({0: "batch"},),
-                    input_names=["input"],
-                    output_names=["output"],
-                    verbose=False,
-                )
-                written.model.metadata_props.update({k: json.dumps(v) for k, v in self._interface().items()})
+            written = onnx_program(graph)
+            written.model.metadata_props.update({k: json.dumps(v) for k, v in self._interface().items()})
+            with quiet():
                 written.save(str(path), external_data=False)
                 onnx.checker.check_model(str(path), full_check=True)
         except Exception as error:  # torch and onnx raise whatever their parts raise
@@ -130,20 +118,6 @@ class Writers:
     def _interface(self) -> dict[str, Any]:
         interface = self.trained.interface
         return {**interface.plain(), "preprocessing": interface.preprocessing}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps what torch says about itself from the terminal."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _said(error: Exception) -> str:

@@ -121,12 +121,15 @@ class LatencyModel:
     def __call__(self, architecture: Architecture) -> float:
         """Seconds of a forward pass: predicted where the table is believed, else measured end-to-end."""
         if architecture not in self._known:
-            calibration = self.calibration()
-            if calibration.trusted:
-                self._known[architecture] = calibration.predict(self.total(architecture))
+            if self.calibration().trusted:
+                self._known[architecture] = self.guess(architecture)
             else:
                 self._known[architecture] = self.measure([architecture], _SECONDS)[0].seconds
         return self._known[architecture]
+
+    def guess(self, architecture: Architecture) -> float:
+        """Seconds of a forward pass by the table, whether that is believed or not."""
+        return self.calibration().predict(self.total(architecture))
 
     def calibration(self) -> Calibration:
         """How networks follow from pieces; measured where the cache knows none that can be trusted.

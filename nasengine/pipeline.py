@@ -17,6 +17,8 @@ from nasengine.collecting import collect
 from nasengine.config import AnySpace, AnyTask, read_config
 from nasengine.finals import FOLDER, Finalist, final_works, train_finals, winner
 from nasengine.loop import Observer, concluded
+from nasengine.pareto import FRONT as FRONT_TABLE
+from nasengine.pareto import front
 from nasengine.predictor import Predictor
 from nasengine.proposals import Origin
 from nasengine.proposing import propose
@@ -33,7 +35,8 @@ from nasengine.workers import checked_workers
 if TYPE_CHECKING:
     import pandas as pd
 
-SEARCH, PROPOSED, SCORES, RANKING, EXPORT = "search", "candidates", "scores", "ranking", "export"
+SEARCH, PROPOSED, SCORES, RANKING = "search", "candidates", "scores", "ranking"
+FRONT, EXPORT = "front", "export"
 _LABELLED: Final = 12  # a stream of random numbers, beside those of the stages
 
 
@@ -43,7 +46,7 @@ class RunObserver:
     Attributes:
         search, labels: see these stages as observers of their verbs.
         works: is told of labels and final trainings that have ended.
-        ranking: sees the stages of the ranking.
+        ranking: sees the stages of the ranking and of the front.
     """
 
     search: Observer = Observer()
@@ -96,6 +99,9 @@ def run(
     observer: RunObserver | None = None,
 ) -> RunResult:
     """Searches, proposes candidates, labels a part, ranks all, trains the best, tests one, exports it and reports.
+
+    With run.against="multiply_adds" or other costs it also searches a front, before the export: what is best at which
+    cost by the guesses of the predictor. A front keeps the limits of the search.
 
     Every stage writes into a directory of its own below `out`, in the form of its verb, and is left alone where its
     result stands. The winner is the candidate whose final trainings have the best mean score on what they held out
@@ -164,7 +170,6 @@ class _Stages:
         return self._told()
 
     def _all(self) -> dict[str, Callable[[], dict[str, Any]]]:
-        settings = self.plan.settings
         stages: dict[str, Callable[[], dict[str, Any]]] = {
             "search": self._search,
             "propose": self._propose,
@@ -173,7 +178,9 @@ class _Stages:
             "train": self._train,
             "test": self._test,
         }
-        if settings.export != "none":
+        if self.plan.front is not None:
+            stages["front"] = self._front
+        if self.plan.settings.export != "none":
             stages["export"] = self._export
         return {**stages, "report": self._report}
 
@@ -265,6 +272,16 @@ class _Stages:
         value = score_on_test(path, self.plan.task)
         add_result(path, {f"test_{measure}": value, "test_size": len(self.plan.task.dataset.test_targets)})
         return {f"test_{measure}": value, "said": f"{_shown(measure, value)} on the test set, by the winner alone"}
+
+    def _front(self) -> dict[str, Any]:
+        path = self.run.path / FRONT
+        if not _finished(path):
+            shutil.rmtree(path, ignore_errors=True)
+            config = {name: self.plan.config[name] for name in ("final", "front")}
+            front(self.run.path / RANKING, config=config, out=path, progress=self.observer.ranking)
+        self.run.write_text(FRONT_TABLE, (path / FRONT_TABLE).read_text(encoding="utf-8"))
+        result = read_record(path)["result"]
+        return {"said": f"{result['points']} of {result['evaluated']:,} architectures are on it, by guessed scores"}
 
     def _export(self) -> dict[str, Any]:
         from nasengine.exporting import export

@@ -1,4 +1,4 @@
-"""What many architectures cost at once, by name: parameters, multiply-adds, and what is given besides."""
+"""What many architectures cost at once, by name: parameters, multiply-adds, seconds, bytes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 
 from nasengine import cost
 from nasengine.architecture import Architecture, Choice
-from nasengine.budget import Cost, CostModel, Limits
+from nasengine.budget import Cost, CostModel, FullCost, Limits
+from nasengine.config import LatencySettings
+from nasengine.descent import in_words
 from nasengine.errors import ArchitectureError, LimitError, SettingError, UnknownNameError
+from nasengine.footprint import Footprint
 from nasengine.seeding import generator
 from nasengine.space import Space
 from nasengine.task import Shapes
@@ -39,32 +42,59 @@ def chosen_costs(text: str) -> tuple[str, ...]:
 
 
 class Prices:
-    """The costs `against` of architectures of a space, those of the network in its final form.
+    """The costs `against` of architectures of a space, as it is set, and the limits on them.
 
     Parameters and multiply-adds come from the space where it counts many at once (a method `costs`), from the model of
-    costs where one fits the space, or are counted one by one.
+    costs where one fits the space, or are counted one by one. Seconds and bytes are those of the footprint, and are
+    asked for only where they are weighed or limited.
 
-    Raises:
-        SettingError: a cost that is neither counted nor given.
+    Args:
+        space: in its final form, with the settings of the network that is to be trained.
+        shapes: of the data.
+        against: names of costs.
+        limits: what all architectures have to keep.
+        footprint: tells seconds and bytes of networks of that space; of this machine by default.
+        form: what the final form changes, for messages.
+        more: gives costs in place of what is told here.
+
+    Attributes:
+        timed: whether the footprint was asked for seconds.
     """
 
-    def __init__(self, space: Space, shapes: Shapes, against: Sequence[str], more: Costs | None = None) -> None:
-        self.space, self.shapes, self.against, self.more = space, shapes, tuple(against), more
+    def __init__(
+        self,
+        space: Space,
+        shapes: Shapes,
+        against: Sequence[str],
+        limits: Limits = Limits(),  # noqa: B008
+        footprint: Footprint | None = None,
+        form: str = "",
+        more: Costs | None = None,
+    ) -> None:
+        self.space, self.shapes, self.against, self.limits, self.more = space, shapes, tuple(against), limits, more
+        self.footprint = footprint or Footprint(space, shapes, LatencySettings())
         self._vectorised = getattr(space, "costs", None)
-        self.model = None if self._vectorised is not None else _model(space, shapes)
+        self.model = None if self._vectorised is not None else _model(space, shapes, self.footprint, form)
         self._known: dict[Architecture, Cost] = {}
-        measured = [name for name in self.against if name not in _COUNTED]
-        if measured and more is None:
-            raise SettingError(
-                f"The cost {measured[0]!r} must be measured, but nothing that measures it is given; name "
-                f"{' or '.join(_COUNTED)}, or pass costs."
-            )
+        self.timed = False
 
     def __call__(self, architectures: Sequence[Architecture]) -> dict[str, Floats]:
         """The costs by name, (N,) each."""
-        counted = dict(zip(_COUNTED, np.array(self.counted(architectures), np.float64).T, strict=True))
-        measured = dict(self.more(architectures)) if self.more is not None else {}
-        return {name: np.asarray({**counted, **measured}[name], np.float64) for name in self.against}
+        found = self._found(self.against, architectures)
+        return {name: found[name] for name in self.against}
+
+    def _found(self, names: Sequence[str], architectures: Sequence[Architecture]) -> dict[str, Floats]:
+        """Parameters, multiply-adds, and the costs of these names."""
+        given = dict(self.more(architectures)) if self.more is not None and not {*names} <= {*_COUNTED} else {}
+        counted = np.array(self.counted(architectures), np.float64).reshape(-1, 2).T
+        found: dict[str, Any] = {**dict(zip(_COUNTED, counted, strict=True)), **given}
+        if "latency" in names and "latency" not in found:
+            self.timed = True
+            self.footprint.prepare(architectures)
+            found["latency"] = [self.footprint.latency(architecture) for architecture in architectures]
+        if "memory" in names and "memory" not in found:
+            found["memory"] = [self.footprint.memory(architecture) for architecture in architectures]
+        return {name: np.asarray(values, np.float64) for name, values in found.items()}
 
     def counted(self, architectures: Sequence[Architecture]) -> list[Cost]:
         """Parameters and multiply-adds of each; those of one that was asked for before are not counted again."""
@@ -77,41 +107,49 @@ class Prices:
         self._known.update(zip(new, found, strict=True))
         return [self._known[architecture] for architecture in architectures]
 
-    def keeps(self, limits: Limits, architecture: Architecture) -> bool:
-        """Whether an architecture keeps limits."""
-        return not limits or float(limits.excess(self.counted([architecture])[0])) == 0
+    def full(self, architectures: Sequence[Architecture]) -> list[FullCost]:
+        """The costs of each, with the seconds and bytes that are limited, 0 for those that are not."""
+        limited = [name for name, limit in zip(COSTS, self.limits.all(), strict=True) if limit]
+        found = self._found(limited, architectures)
+        none = np.zeros(len(architectures))
+        columns = zip(*(found.get(name, none).tolist() for name in COSTS), strict=True)
+        return [FullCost(int(p), int(m), latency, int(memory)) for p, m, latency, memory in columns]
 
-    def start(self, choices: Mapping[str, Choice], limits: Limits) -> Architecture:
-        """An architecture that keeps limits. Raises LimitError where none is found."""
+    def keeps(self, architecture: Architecture) -> bool:
+        """Whether an architecture keeps the limits."""
+        return not self.limits or float(self.limits.excess(self.full([architecture])[0])) == 0
+
+    def start(self, choices: Mapping[str, Choice]) -> Architecture:
+        """An architecture that keeps the limits. Raises LimitError where none is found."""
         smallest = self.space.smallest(choices)
-        if self.keeps(limits, smallest):
+        if not self.limits:
             return smallest
-        if self.model is not None:
-            return self.model.nearest(limits)
+        if self.model is not None and (self.more is None or not (self.limits.latency or self.limits.memory)):
+            return self.model.nearest(self.limits)
+        if self.keeps(smallest):
+            return smallest
         rng = generator(0, _START)
         drawn = [smallest, *(self.space.sample(choices, rng) for _ in range(_DRAWN))]
-        excess = [float(limits.excess(found)) for found in self.counted(drawn)]
+        full = self.full(drawn)
+        excess = [float(self.limits.excess(found)) for found in full]
         best = int(np.argmin(excess))
         if excess[best] > 0:
-            nearest = self.counted([drawn[best]])[0]
             raise LimitError(
                 f"The limits must leave an architecture of space {self.space.name!r}, but the nearest one that was "
-                f"found has {nearest.parameters:,} parameters and {nearest.multiply_adds:,} multiply-adds; raise a "
-                "limit to that."
+                f"found has {in_words(self.limits, full[best])}; raise a limit to that."
             )
         return drawn[best]
 
     def _built(self, architecture: Architecture) -> Cost:
-        final = self.space.final()
         with torch.device("meta"):
-            parameters = cost.parameters(final.build(architecture, self.shapes))
-        return Cost(parameters, cost.multiply_adds(lambda: final.build(architecture, self.shapes), self.shapes))
+            parameters = cost.parameters(self.space.build(architecture, self.shapes))
+        return Cost(parameters, cost.multiply_adds(lambda: self.space.build(architecture, self.shapes), self.shapes))
 
 
-def _model(space: Space, shapes: Shapes) -> CostModel | None:
+def _model(space: Space, shapes: Shapes, footprint: Footprint, form: str) -> CostModel | None:
     """The model of costs, None where a space has choices of other kinds or no blueprint."""
     try:
-        model = CostModel(space.final(), shapes, form=space.form(space.final()))
+        model = CostModel(space, shapes, footprint, form)
         model.check()
     except (ArchitectureError, SettingError):
         return None

@@ -124,6 +124,19 @@ def _pair(name: str, value: object) -> Iterator[Html]:
     yield element("dd", value)
 
 
+def _timing(finding: Finding) -> Iterator[tuple[str, object]]:
+    """On what latencies were told, and how."""
+    told = next((run.result for run in finding.all() if isinstance(run.result.get("latency_on"), dict)), None)
+    if told is not None:
+        machine = told["latency_on"]
+        sizes = f"threads {machine.get('threads')}, batch size {machine.get('batch_size')}"
+        yield "latency on", f"{machine.get('device')}, {machine.get('runtime')}, {sizes}"
+        error = number(told.get("latency_table_error"))
+        off = "" if error is None else f", which is off by {error:.1%}"
+        table = told.get("latency_by") == "table"
+        yield "latency by", f"the table of operations{off}" if table else f"measurements, not by the table{off}"
+
+
 def _facts(finding: Finding) -> Iterator[tuple[str, object]]:
     result = {**finding.result, **(_trained(finding) or {})}
     spaces = [run.config["space"].get("name") for run in finding.all() if isinstance(run.config.get("space"), dict)]
@@ -137,6 +150,9 @@ def _facts(finding: Finding) -> Iterator[tuple[str, object]]:
             yield words, f"{int(result[name]):,}"
     if number(result.get("latency")) is not None:
         yield "latency", f"{float(result['latency']) * 1e3:.3g} ms"
+    if number(result.get("memory")) is not None:
+        yield "memory", f"{float(result['memory']) * 1e-6:.3g} MB"
+    yield from _timing(finding)
     yield "took", duration(taken(finding))
     device = next((run.record["device"] for run in finding.all() if "device" in run.record), None)
     if device:

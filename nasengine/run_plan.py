@@ -12,6 +12,7 @@ from nasengine.config import (
     AnySpace,
     AnyTask,
     CollectSettings,
+    FrontSettings,
     ProposeSettings,
     RankSettings,
     RunSettings,
@@ -22,15 +23,18 @@ from nasengine.config import (
 )
 from nasengine.errors import SettingError
 from nasengine.exporting import checked_formats
+from nasengine.pareto import require_pymoo
 from nasengine.predictor import PREDICTORS, Predictor
+from nasengine.pricing import chosen_costs
 from nasengine.rank_plan import resolve_predictor
 from nasengine.registry import SPACES
+from nasengine.runtimes import Bench
 from nasengine.search_plan import GROUPS as SEARCH_GROUPS
 from nasengine.search_plan import SearchPlan, plan_search
 from nasengine.settings import plain
 from nasengine.task import Task
 
-GROUPS: Final = (*SEARCH_GROUPS, "propose", "collect", "predictor", "rank", "train", "run")
+GROUPS: Final = (*SEARCH_GROUPS, "propose", "collect", "predictor", "rank", "train", "front", "run")
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class RunPlan:
 
     Attributes:
         search: its first stage.
+        front: None where none is searched.
         config: all of it as plain values.
     """
 
@@ -46,6 +51,7 @@ class RunPlan:
     collect: CollectSettings
     train: TrainSettings
     predictor: Predictor
+    front: FrontSettings | None
     settings: RunSettings
     config: dict[str, Any]
 
@@ -84,6 +90,7 @@ def plan_run(
     _check(own, propose, train)
     if own.export != "none":
         checked_formats(own.export)
+    front = _front(search, own, stored.get("front", {}), given["front"])
     model = resolve_predictor(
         predictor, stored.get("predictor", {}), given["predictor"], search.space, search.task.shapes
     )
@@ -95,9 +102,30 @@ def plan_run(
         "rank": plain(rank),
         "final": plain_plugin(SPACES, search.final),
         "train": plain(train),
+        **({"front": plain(front)} if front is not None else {}),
         "run": plain(own),
     }
-    return RunPlan(search, collect, train, model, own, resolved)
+    return RunPlan(search, collect, train, model, front, own, resolved)
+
+
+def _front(
+    search: SearchPlan, own: RunSettings, stored: Mapping[str, Any], given: Mapping[str, str]
+) -> FrontSettings | None:
+    """How a front is searched, within the limits of the search unless others are given; None where none is."""
+    if own.against == "none":
+        if given:
+            raise SettingError(
+                f"front.{next(iter(given))} must be of a front that is searched, but run.against is none; name costs "
+                "by --against."
+            )
+        return None
+    require_pymoo()
+    taken = ("max_params", "max_flops", "max_latency", "max_memory", "latency", "seed")
+    same = {name: value for name, value in plain(search.settings).items() if name in taken}
+    front = resolve_settings(FrontSettings, {**same, **stored, "against": own.against}, given, "front")
+    if "latency" in chosen_costs(front.against) or front.max_latency is not None:
+        Bench(front.latency, search.task.shapes)  # a runtime that is missing is told before the search
+    return front
 
 
 def _check(own: RunSettings, propose: ProposeSettings, train: TrainSettings) -> None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import platform
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from nasengine.config import LatencySettings, resolve_device
 from nasengine.errors import DeviceError, MissingExtraError
 from nasengine.outline import Blank, Piece, allocated
+from nasengine.programs import onnx_program, program
 from nasengine.task import Shapes
 from nasengine.timing import Runner, Timing, measure
 
@@ -130,23 +128,10 @@ def device_name(device: torch.device) -> str:
 
 def onnx_bytes(network: nn.Module, shapes: Shapes) -> bytes:
     """A network in evaluation as an ONNX model whose first dimension is the batch. Raises MissingExtraError."""
-    example = (shapes.zeros(2),)
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder, torch.inference_mode(False):
-            warnings.simplefilter("ignore")
-            path = Path(folder) / "network.onnx"
-            batch = ({0: torch.export.Dim("batch")},)
-            torch.onnx.export(
-                network, example, path, dynamo=True, dynamic_shapes=batch, external_data=False, verbose=False
-            )
-            return path.read_bytes()
+        return bytes(onnx_program(program(network, shapes.zeros(2))).model_proto.SerializeToString())
     except ImportError:
         raise _missing() from None
-    finally:
-        logger.setLevel(level)
 
 
 def _providers(device: torch.device) -> list[str]:

@@ -15,7 +15,7 @@ from nasengine.config import (
     plain_plugin,
     resolve_algorithm,
     resolve_device,
-    resolve_plugin,
+    resolve_final,
     resolve_settings,
     resolve_space,
     resolve_task,
@@ -66,15 +66,12 @@ def plan_search(
     numbers = resolve_settings(SearchSettings, stored.get("search", {}), given["search"], "search")
     resolve_device(numbers.device)
     resolved_task, data = resolve_task(task, stored.get("data", {}), given["data"])
-    usual = resolved_space.final()
-    final = resolve_plugin(
-        SPACES, None if "final" in stored else usual, stored.get("final", {}), given["final"], "final"
-    )
+    final = resolve_final(resolved_space, stored.get("final", {}), given["final"])
     resolved = {
         "space": plain_plugin(SPACES, resolved_space),
         "algo": plain_plugin(ALGORITHMS, resolved_algorithm),
         "data": data,
         "search": plain(numbers),
-        **({} if final == usual else {"final": plain_plugin(SPACES, final)}),
+        **({} if final == resolved_space.final() else {"final": plain_plugin(SPACES, final)}),
     }
     return SearchPlan(resolved_space, resolved_algorithm, resolved_task, numbers, final, resolved)

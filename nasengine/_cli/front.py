@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli.options import Config, MaxFlops, MaxParams, Seed, Set, assignments
+from nasengine._cli.options import Config, MaxFlops, MaxLatency, MaxMemory, MaxParams, Seed, Set, assignments
 
 EPILOG = "Example: nasengine front results/ranked --against parameters,multiply_adds"
 
@@ -34,7 +34,7 @@ _Generations = Annotated[
 ]
 _OutOfFront = Annotated[
     Path | None,
-    typer.Option(help="Where to write.  [default: front/ beside the predictor]", metavar="DIR", show_default=False),
+    typer.Option(help="Where to write.  [default: front/ in RANKING]", metavar="DIR", show_default=False),
 ]
 
 
@@ -45,6 +45,8 @@ def front(
     generations: _Generations = None,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
+    max_latency: MaxLatency = None,
+    max_memory: MaxMemory = None,
     seed: Seed = None,
     set_: Set = None,
     config: Config = None,
@@ -53,8 +55,8 @@ def front(
     """Search the best trade-offs between guessed score and cost.
 
     NSGA-II over the architectures of the space of the predictor. Writes those that no other one beats in both into
-    front.csv, the cheapest first, and draws them. Costs are those of the network as 'nasengine train' makes it by
-    default.
+    front.csv, the cheapest first, and draws them. Costs are those of the network that is to be trained: that of the
+    pipeline, else as 'nasengine train' makes it by default, or with the settings final.NAME.
     """
     from nasengine import pareto
     from nasengine._cli.progress import StageProgress, print_front
@@ -67,6 +69,8 @@ def front(
         "front.generations": generations,
         "front.max_params": max_params,
         "front.max_flops": max_flops,
+        "front.max_latency": max_latency,
+        "front.max_memory": max_memory,
         "front.seed": seed,
     }
     stored = read_config(config, "front") if config is not None else None

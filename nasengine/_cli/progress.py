@@ -221,6 +221,9 @@ def print_front(result: FrontResult) -> None:
         typer.echo(f"  … {len(result.texts) - shown} more in front.csv")
     found, best = result.record["result"], int(result.front["score"].to_numpy().argmax())
     typer.echo(f"\n{found['points']} of {found['evaluated']:,} architectures are on the front; scores are guessed")
+    if found.get("latency_by") == "measurement":
+        error = f"{found['latency_table_error']:.0%}"
+        typer.echo(f"the table of operations is off by {error} here: it led the search, and the front was measured")
     typer.echo(f"seconds: {found['seconds']:,.1f}\nin {result.path}: {', '.join(['run.json', *FILES])}")
     typer.echo(f"train the best: {training_command(result.record['config'], result.texts[best])}")
 

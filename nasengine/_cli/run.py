@@ -12,6 +12,8 @@ from nasengine._cli.options import (
     Data,
     Device,
     MaxFlops,
+    MaxLatency,
+    MaxMemory,
     MaxParams,
     Out,
     Resume,
@@ -44,6 +46,14 @@ _Predictor = Annotated[
     str | None,
     typer.Option(help="What ranks all of them.  [default: gaussian-process]", metavar="NAME", show_default=False),
 ]
+_Against = Annotated[
+    str | None,
+    typer.Option(
+        help="Search a front against parameters, multiply_adds, latency, memory, or none.  [default: none]",
+        metavar="NAMES",
+        show_default=False,
+    ),
+]
 _Export = Annotated[
     str | None,
     typer.Option(
@@ -70,9 +80,12 @@ def run(
     train: Annotated[str | None, _number("How many of the best are trained to the end.  [default: 4]")] = None,
     seeds: Annotated[str | None, _number("Final trainings of each.  [default: 1]")] = None,
     train_epochs: Annotated[str | None, _number("Passes of a final training.  [default: 600]")] = None,
+    against: _Against = None,
     export: _Export = None,
     max_params: MaxParams = None,
     max_flops: MaxFlops = None,
+    max_latency: MaxLatency = None,
+    max_memory: MaxMemory = None,
     seed: Seed = None,
     device: Device = None,
     set_: Set = None,
@@ -99,10 +112,13 @@ def run(
         "run.score": score,
         "run.train": train,
         "run.seeds": seeds,
+        "run.against": against,
         "run.export": export,
         "train.epochs": train_epochs,
         "search.max_params": max_params,
         "search.max_flops": max_flops,
+        "search.max_latency": max_latency,
+        "search.max_memory": max_memory,
         "search.seed": seed,
         "search.device": device,
     }

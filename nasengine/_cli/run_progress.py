@@ -49,7 +49,7 @@ class RunProgress(RunObserver):
         self.path, self._stage = path, stage
         typer.echo(f"\n{stage}: {_MEANS[stage]}")
         shown: dict[str, Progress | StageProgress] = {"search": self.search, "collect": self.labels}
-        self._shown = {**shown, "rank": self._ranking}.get(stage)
+        self._shown = {**shown, "rank": self._ranking, "front": self._ranking}.get(stage)
         if self._shown is not None:
             self._shown.__enter__()
 
@@ -92,5 +92,5 @@ def print_pipeline(path: Path, record: Mapping[str, Any]) -> None:
             f"{worth['saved_seconds']:,.0f} s of labelling saved"
         )
     print_result(path, record)
-    files = [name for name in ("candidates.csv", "export", "report.html") if (path / name).exists()]
+    files = [name for name in ("candidates.csv", "front.csv", "export", "report.html") if (path / name).exists()]
     typer.echo(f"in {shlex.quote(str(path))}: {', '.join(files)}")

@@ -84,7 +84,12 @@ def _write_candidates(path: Path, architectures: Sequence[Architecture], predict
 
 def _write_record(path: Path, best: Architecture) -> None:
     winner = record(path / "final" / "1-seed-0")
-    config = {"space": winner["config"]["space"], "data": winner["config"]["data"]}
+    parts = ("search", "propose", "collect", "predictor", "rank", "train", "run")
+    config = {
+        "algo": {"name": "darts"},
+        **{part: {} for part in parts},
+        **{part: winner["config"][part] for part in ("space", "data")},
+    }
     result = {"winner": "final/1-seed-0", "architecture": str(best), "genotype": SPACE.write(best), "stages": STAGES}
     result["test_accuracy"] = winner["result"]["test_accuracy"]
     whole = {**winner, "verb": "run", "config": config, "seconds": sum(STAGES.values()), "result": result}

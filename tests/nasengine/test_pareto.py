@@ -121,8 +121,6 @@ def test_costs_that_are_measured_are_given(ranking: Path, tmp_path: Path) -> Non
     found = front(ranking, costs=clock, settings=settings, out=tmp_path / "out").front
     assert list(found)[-2:] == ["latency", "parameters"] and found["latency"].is_monotonic_increasing
     assert found["latency"].iloc[0] == pytest.approx(1e-3)
-    with pytest.raises(SettingError, match="'latency' must be measured, but nothing that measures it is given; name"):
-        front(ranking, settings=settings, out=tmp_path / "none")
 
 
 def test_a_directory_or_a_fitted_predictor(ranking: Path, tmp_path: Path) -> None:
@@ -174,8 +172,8 @@ def test_costs_are_counted_alike_in_every_way() -> None:
         fast = prices.counted(drawn)
         assert (prices.model is None) == (space is cells)
         assert fast == [prices._built(architecture) for architecture in drawn]
-    with pytest.raises(LimitError, match=r"but the nearest one that was found has .* parameters and"):
-        Prices(cells, shapes, ("parameters",)).start(cells.choices(shapes), Limits(5, None))
+    with pytest.raises(LimitError, match=r"but the nearest one that was found has .* parameters; raise"):
+        Prices(cells, shapes, ("parameters",), Limits(5, None)).start(cells.choices(shapes))
 
 
 @pytest.mark.skipif(not NB201.exists(), reason="the table of NAS-Bench-201 is not there")

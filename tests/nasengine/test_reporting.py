@@ -181,6 +181,21 @@ def test_a_front_beside_the_candidates(copied: Path) -> None:
     assert "the front is that of the candidates." in made.text
 
 
+def test_latencies_and_bytes_are_told_with_units_and_the_machine(pipeline: Path, tmp_path: Path) -> None:
+    whole = record(pipeline / "ranking" / "front")
+    machine = {"device": "cpu Zed", "runtime": "onnxruntime", "threads": 2, "batch_size": 8}
+    whole["result"] |= {"latency_by": "table", "latency_table_error": 0.034, "latency_on": machine}
+    whole["config"]["final"] = {**whole["config"]["space"], "channels": 4}
+    (tmp_path / "run.json").write_text(json.dumps(whole))
+    table = pd.read_csv(pipeline / "ranking" / "front" / "front.csv").head(1)
+    table.assign(latency=0.00123, memory=2_340_000).to_csv(tmp_path / "front.csv", index=False)
+    page = Page(report(tmp_path))
+    assert "latency on cpu Zed, onnxruntime, threads 2, batch size 8" in page.text
+    assert "latency by the table of operations, which is off by 3.4%" in page.text
+    assert "latency (ms) memory (MB)" in page.text and "1.23 2.34" in page.text
+    assert "--set space.channels=4" in page.copied[0]
+
+
 def test_an_interrupted_search(tmp_path: Path) -> None:
     class Stopping(Observer):
         def saved(self, step: int) -> None:

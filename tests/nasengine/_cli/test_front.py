@@ -45,7 +45,7 @@ def test_what_is_told(cli: Run, ranking: Path) -> None:
 
 
 def test_flags_are_settings(cli: Run, ranking: Path) -> None:
-    flags = ("--max-params", "300", "--max-flops", "400", "--seed", "3")
+    flags = ("--max-params", "300", "--max-flops", "400", "--max-memory", "1MB", "--seed", "3")
     code, _, _ = cli("front", ranking, *SMALL, *flags, "--out", "out")
     assert code == 0
     assert read_config(Path("out"), "front")["front"] == {
@@ -54,6 +54,9 @@ def test_flags_are_settings(cli: Run, ranking: Path) -> None:
         "generations": 3,
         "max_params": 300,
         "max_flops": 400,
+        "max_latency": None,
+        "max_memory": 1000000,
+        "latency": {"runtime": "torch", "device": "auto", "threads": 1, "batch_size": 1},
         "seed": 3,
     }
     assert cli("front", "--config", "out", "--out", "again").code == 0

@@ -12,9 +12,11 @@ import nasengine
 from nasengine._cli import (
     benchmark,
     collect,
+    compare,
     export,
     front,
     profile,
+    propose,
     rank,
     report,
     search,
@@ -22,9 +24,18 @@ from nasengine._cli import (
     train,
 )
 from nasengine._cli import list as list_
+from nasengine._cli import run as run_
 from tests.nasengine._cli.conftest import Run
 
 PAGES = {
+    "run": (
+        "Usage: nasengine run [OPTIONS]",
+        "Go from a question to a tested, exported network.",
+        run_.EPILOG,
+        "--space --algo --data --epochs --candidates --labels --score --predictor --train --seeds --train-epochs "
+        "--against --export --max-params --max-flops --max-latency --max-memory --seed --device --set --config --out "
+        "--resume --workers --help",
+    ),
     "search": (
         "Usage: nasengine search [OPTIONS]",
         "Search an architecture for your data.",
@@ -39,18 +50,18 @@ PAGES = {
         "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set "
         "--config --out --resume --dry-run --help",
     ),
-    "export": (
-        "Usage: nasengine export [OPTIONS] {RUN}",
-        "Write the trained network for other programs.",
-        export.EPILOG,
-        "--format --data --out --help",
+    "propose": (
+        "Usage: nasengine propose [OPTIONS] {RUN}",
+        "Take candidates from a finished search.",
+        propose.EPILOG,
+        "--count --set --out --help",
     ),
     "collect": (
         "Usage: nasengine collect [OPTIONS]",
-        "Train random architectures, to fit predictors to their scores.",
+        "Label architectures, to fit predictors to their scores.",
         collect.EPILOG,
-        "--space --data --count --epochs --batch-size --batch_size --train-portion --seed --device --set --config "
-        "--out --resume --dry-run --help",
+        "--space --data --count --architectures --inherit --epochs --batch-size --batch_size --train-portion --seed "
+        "--device --set --config --out --resume --workers --dry-run --help",
     ),
     "rank": (
         "Usage: nasengine rank [OPTIONS]",
@@ -63,7 +74,21 @@ PAGES = {
         "Usage: nasengine front [OPTIONS] [RANKING]",
         "Search the best trade-offs between guessed score and cost.",
         front.EPILOG,
-        "--against --population --generations --max-params --max-flops --seed --set --config --out --help",
+        "--against --population --generations --max-params --max-flops --max-latency --max-memory --seed --set "
+        "--config --out --help",
+    ),
+    "compare": (
+        "Usage: nasengine compare [OPTIONS]",
+        "Compare algorithms at equal cost, over several seeds.",
+        compare.EPILOG,
+        "--space --algo --data --seeds --budget --train-epochs --seed --device --set --config --out --resume "
+        "--workers --dry-run --help",
+    ),
+    "export": (
+        "Usage: nasengine export [OPTIONS] {RUN}",
+        "Write the trained network for other programs.",
+        export.EPILOG,
+        "--format --data --out --help",
     ),
     "report": (
         "Usage: nasengine report [OPTIONS] [RUN]...",
