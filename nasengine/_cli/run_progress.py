@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -92,5 +91,3 @@ def print_pipeline(path: Path, record: Mapping[str, Any]) -> None:
             f"{worth['saved_seconds']:,.0f} s of labelling saved"
         )
     print_result(path, record)
-    files = [name for name in ("candidates.csv", "export", "report.html") if (path / name).exists()]
-    typer.echo(f"in {shlex.quote(str(path))}: {', '.join(files)}")

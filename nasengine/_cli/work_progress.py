@@ -36,9 +36,10 @@ class WorkProgress:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=None, left="?")
-        self._since, self._stood = time.perf_counter(), 0
+        self._since, self._stood = 0.0, 0
 
     def __call__(self, work: Work, event: Event, done: int, total: int) -> None:
+        self._since = self._since or time.perf_counter()
         if not self._bar.live.is_started and done < total:
             self._bar.start()
         self._stood += event == "stood"
