@@ -220,14 +220,15 @@ def collect(
     if resume and out is not None:
         config = {**read_config(Path(out), "collect"), **(config or {})}
         if architectures is None and (Path(out) / GIVEN).exists():
-            architectures, count = Path(out) / GIVEN, count or config["collect"].get("count")
+            architectures = Path(out) / GIVEN
+            settings = [f"collect.count={config['collect'].get('count')}", *settings]
     given = [*settings, *([f"collect.count={count}"] if count is not None else [])]
     plan = plan_collection(space, task, architectures=architectures, inherit=inherit, settings=given, config=config)
     path = Path(out) if out is not None else plan.default_out
     job = plan.job()
     if resume:
         _check_count(path, job)
-        job.known = _known(path / LABELS, job)
+        job.known = {**_known(path / LABELS, job), **_known_of_parts(path, job)}
     begin = Run.resume if resume else Run.start
     with begin(path, "collect", plan.config, plan.facts) as run, seeded(plan.settings.seed, TRAIN):
         run.update({"config": plan.config, "shapes": plain(plan.task.shapes)})  # the count may be another one
@@ -237,6 +238,7 @@ def collect(
         if workers == 1 or isinstance(job, InheritJob):
             job.publish = lambda text: run.write_text(LABELS, text)
             Loop(run, job, observer or Observer(), plan.settings.checkpoint_seconds)()
+            shutil.rmtree(path / _PARTS, ignore_errors=True)  # of workers that were stopped
         else:
             named = {} if task is None or isinstance(task, str) else {"task": task}
             (observer or Observer()).started(run, job, len(job.known) * job.steps_per_epoch)
@@ -279,7 +281,7 @@ def _collect_by_parts(
 
     works = [
         Work(
-            parts / f"{number:05d}",
+            parts / _part(number),
             "nasengine.collecting:collect_one",
             {"number": number, "architecture": str(job.architectures[number]), **arguments},
         )
@@ -337,6 +339,17 @@ def _known(file: Path, job: CollectJob | InheritJob) -> dict[int, LabelRow]:
             )
         known[number] = row
     return known
+
+
+def _known_of_parts(path: Path, job: CollectJob | InheritJob) -> dict[int, LabelRow]:
+    """The labels that workers had finished when the process that puts them together was killed."""
+    files = {number: path / _PARTS / _part(number) / LABELS for number in job.architectures}
+    return {number: _rows(file)[0] for number, file in files.items() if file.exists()}
+
+
+def _part(number: int) -> str:
+    """The name of the directory of a label."""
+    return f"{number:05d}"
 
 
 def _rows(file: Path) -> list[LabelRow]:

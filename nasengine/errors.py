@@ -7,6 +7,7 @@
     ├── LimitError         (ValueError)       a limit on cost that no architecture keeps
     ├── ArchitectureError  (ValueError)       an architecture, genotype or space that breaks its rules
     ├── DataError          (ValueError)       data that are missing, damaged or not what they claim
+    │   └── NoOrderError                      labels that are too few or too much alike to order anything by
     ├── RunError           (RuntimeError)     a run directory or checkpoint that cannot be used
     ├── ExportError        (RuntimeError)     a network that a format cannot hold, or a file that differs
     ├── DeviceError        (RuntimeError)     a device that is not there
@@ -72,6 +73,10 @@ class ArchitectureError(NasengineError, ValueError):
 
 class DataError(NasengineError, ValueError):
     """Data that are missing, damaged, or not what they claim to be."""
+
+
+class NoOrderError(DataError):
+    """Labels that are too few, or too much alike, for anything to be ordered by them."""
 
 
 class RunError(NasengineError, RuntimeError):

@@ -140,7 +140,7 @@ class Labelling:
     def add(self, number: int, row: LabelRow) -> Row:
         """Publishes a row; what of it is worth telling."""
         self.rows.append(row)
-        self.publish(csv_text(self.rows))
+        self.publish(csv_text([*self.rows, *self._known_later()]))
         return {
             "score": row["score"],
             "label_epochs": row["epochs"],
@@ -148,6 +148,10 @@ class Labelling:
             "parameters": row["parameters"],
             "genotype": self.space.write(self.architectures[number]),
         }
+
+    def _known_later(self) -> list[LabelRow]:
+        """The known labels whose turn has not come: workers made them, and they stay in the file."""
+        return [self.known[number] for number in self.numbers[len(self.rows) :] if number in self.known]
 
     def finish(self, run: Run) -> dict[str, Any]:
         del run

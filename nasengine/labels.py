@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasengine.architecture import Architecture
-from nasengine.errors import ArchitectureError, DataError
+from nasengine.errors import ArchitectureError, DataError, NoOrderError
 from nasengine.labelling import LABELS, NUMBERS
 from nasengine.run_directory import RECORD, read_record
 from nasengine.space import Space
@@ -175,7 +175,7 @@ def read_scores(space: Space, source: Source, column: str | None, architectures:
             f"in the column {name!r}; leave the row out, or give a failed training the score of chance."
         )
     if len(scores) < 2:
-        raise DataError(
+        raise NoOrderError(
             f"A predictor must have at least two labels to be fitted, but {source.name} has {len(scores)}; label more "
             "architectures."
         )

@@ -219,13 +219,17 @@ def concluded(run: Run) -> Iterator[None]:
     """Writes into run.json that a run of several stages was interrupted or diverged; a stage has told it in its own.
 
     Raises:
-        InterruptedRun: also where Ctrl-C came between the stages.
+        InterruptedRun: also where SIGINT or SIGTERM came between the stages.
     """
+    stop = Stop()
     try:
-        yield
+        with signals() as stop:
+            stop.at_once = True  # the stages that step note it themselves
+            yield
     except (InterruptedRun, KeyboardInterrupt) as error:
         run.update({"status": "interrupted"})
-        said = str(error).partition(",")[0] if isinstance(error, InterruptedRun) else "Stopped"
+        by = f" by {stop.name}" if stop.name else ""
+        said = str(error).partition(",")[0] if isinstance(error, InterruptedRun) else f"Stopped{by}"
         raise InterruptedRun(f"{said}, all is saved.") from None
     except DivergedError:
         run.update({"status": "diverged"})

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, get_args
 
@@ -13,10 +13,11 @@ import torch
 
 from nasengine.algorithm import Algorithm
 from nasengine.candidates import TABLE, candidate_table, chosen_rows, worth
-from nasengine.collecting import collect
+from nasengine.collecting import collect, read_labels
 from nasengine.config import AnySpace, AnyTask, read_config
+from nasengine.errors import NasengineError, NoOrderError, RunError
 from nasengine.finals import FOLDER, Finalist, final_works, train_finals, winner
-from nasengine.loop import Observer, concluded
+from nasengine.loop import concluded
 from nasengine.pareto import FRONT as FRONT_TABLE
 from nasengine.pareto import front
 from nasengine.predictor import Predictor
@@ -25,47 +26,33 @@ from nasengine.proposing import propose
 from nasengine.ranking import RANKING as RANKED
 from nasengine.ranking import rank
 from nasengine.run_directory import RECORD, Run, add_result, read_record
+from nasengine.run_observer import RunObserver
 from nasengine.run_plan import RunPlan, plan_run
 from nasengine.searching import search
 from nasengine.seeding import generator
 from nasengine.task import Task
 from nasengine.training import score_on_test
-from nasengine.workers import checked_workers
+from nasengine.workers import Work, checked_workers, written
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SEARCH, PROPOSED, SCORES, RANKING = "search", "candidates", "scores", "ranking"
 FRONT, EXPORT = "front", "export"
+REPORT: Final = "report.html"
+_LEFT: Final[Mapping[str, tuple[str, ...]]] = {
+    "search": (SEARCH,),
+    "propose": (PROPOSED,),
+    "collect": (SCORES,),
+    "rank": (RANKING,),
+    "train": (FOLDER, TABLE),
+    "test": (),
+    "front": (FRONT, FRONT_TABLE),
+    "export": (EXPORT,),
+    "report": (REPORT,),
+}
+"""What the stages leave; where it was removed, they are made again."""
 _LABELLED: Final = 12  # a stream of random numbers, beside those of the stages
-
-
-class RunObserver:
-    """Sees a pipeline; the command line shows it. This one is silent.
-
-    Attributes:
-        search, labels: see these stages as observers of their verbs.
-        works: is told of labels and final trainings that have ended.
-        ranking: sees the stages of the ranking and of the front.
-    """
-
-    search: Observer = Observer()
-    labels: Observer = Observer()
-
-    def began(self, stage: str, path: Path) -> None:
-        """A stage begins, or goes on."""
-
-    def stood(self, stage: str) -> None:
-        """The result of a stage was there already."""
-
-    def ended(self, stage: str, seconds: float, said: str) -> None:
-        """A stage has ended, and what came of it in a few words."""
-
-    def works(self, *event: Any) -> None:
-        """See `nasengine.workers.Watch`."""
-
-    def ranking(self, stage: str, done: int, total: int) -> None:
-        """See `nasengine.ranking.Progress`."""
 
 
 @dataclass(frozen=True)
@@ -124,19 +111,26 @@ def run(
     Raises:
         NasengineError: see nasengine.errors; InterruptedRun after SIGINT or SIGTERM.
     """
-    checked_workers(workers)
+    number = checked_workers(workers)
     if resume and out is not None:
         config = {**read_config(Path(out), "run"), **(config or {})}
     plan = plan_run(space=space, algorithm=algorithm, task=task, predictor=predictor, settings=settings, config=config)
     path = Path(out) if out is not None else plan.default_out
+    named = None if task is None or isinstance(task, str) else plan.task
+    if number != 1 and named is not None:
+        written(Work(path, "", {"task": named}))  # says that other processes cannot have it, before anything runs
     facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     begin = Run.resume if resume else Run.start
     with begin(path, "run", plan.config, facts) as directory:
-        directory.update({"status": "running"})
-        named = None if task is None or isinstance(task, str) else plan.task
-        stages = _Stages(directory, plan, named, workers, observer or RunObserver())
+        directory.update({"status": "running", "config": plan.config})
+        stages = _Stages(directory, plan, named, number, observer or RunObserver())
         with concluded(directory):
-            result = stages.result()
+            try:
+                result = stages.result()
+            except NasengineError:
+                if not stages.begun:
+                    directory.discard([])  # so that the same directory can be given other settings
+                raise
         directory.update({"status": "finished", "result": result})
         test = float(result[f"test_{plan.task.measure.name}"])
         return RunResult(path, path / str(result["winner"]), test, directory.record)
@@ -150,10 +144,15 @@ class _Stages:
         self.done: dict[str, dict[str, Any]] = dict(run.record.get("stages", {}))
         self.seconds = sum(float(stage["seconds"]) for stage in self.done.values())
 
+    @property
+    def begun(self) -> bool:
+        """Whether there is something to go on with."""
+        return (self.run.path / SEARCH / RECORD).exists() or any("made" in stage for stage in self.done.values())
+
     def result(self) -> dict[str, Any]:
-        """Makes all stages that have not been made, and says what came of them."""
+        """Makes all stages whose result does not stand, and says what came of them."""
         for name, make in self._all().items():
-            if self.done.get(name, {}).get("made"):
+            if self._stands(name):
                 self.observer.stood(name)
                 continue
             self.observer.began(name, self.run.path)
@@ -183,6 +182,11 @@ class _Stages:
         if self.plan.settings.export != "none":
             stages["export"] = self._export
         return {**stages, "report": self._report}
+
+    def _stands(self, name: str) -> bool:
+        """Whether a stage has been made, and what it wrote has not been removed since."""
+        made = self.done.get(name, {}).get("made") and all((self.run.path / file).exists() for file in _LEFT[name])
+        return bool(made) and (name != "test" or self._tested() is not None)
 
     def _search(self) -> dict[str, Any]:
         path, names = self.run.path / SEARCH, ("space", "algo", "data", "search", "final")
@@ -229,19 +233,34 @@ class _Stages:
     def _rank(self) -> dict[str, Any]:
         path = self.run.path / RANKING
         if not _finished(path):
-            shutil.rmtree(path, ignore_errors=True)
-            rank(
-                labels=self.run.path / SCORES,
-                candidates=self.run.path / PROPOSED / TABLE,
-                predictor=self.plan.predictor,
-                task=self.plan.task.shapes,
-                config={"space": self.plan.config["space"], "rank": {**self.plan.config["rank"], "top": "all"}},
-                out=path,
-                progress=self.observer.ranking,
-            )
+            try:
+                self._rank_by_predictor(path)
+            except NoOrderError:
+                return {"said": "the labels tell no order, so that candidates keep that of the search"}
         measures = read_record(path)["result"].get("measures", {}).get("kendall_tau")
         agrees = f"Kendall tau {measures['mean']:.2f} on labels held out" if measures else "too few labels to judge it"
         return {"said": f"by {self.plan.predictor.name}, {agrees}"}
+
+    def _rank_by_predictor(self, path: Path) -> None:
+        rank(
+            labels=self.run.path / SCORES,
+            candidates=self.run.path / PROPOSED / TABLE,
+            predictor=self.plan.predictor,
+            task=self.plan.task.shapes,
+            config={"space": self.plan.config["space"], "rank": {**self.plan.config["rank"], "top": "all"}},
+            out=path,
+            progress=self.observer.ranking,
+        )
+
+    def _ranking(self) -> pd.DataFrame:
+        """What `rank` wrote, or the candidates as the search proposed them where their labels tell no order."""
+        if _finished(self.run.path / RANKING):
+            return self._read(self.run.path / RANKING / RANKED)
+        proposed = self._proposed()
+        keys = self._keys(proposed)
+        known = read_labels(self.run.path / SCORES)[[*keys, "score"]].rename(columns={"score": "known"})
+        table = proposed[keys].assign(rank=range(1, len(proposed) + 1), score=math.nan, uncertainty=math.nan)
+        return table.merge(known, on=keys, how="left")
 
     def _train(self) -> dict[str, Any]:
         finals = self._finals()
@@ -258,25 +277,30 @@ class _Stages:
 
     def _finals(self) -> list[Finalist]:
         """The final trainings; those that have ended are left alone."""
-        ranking = self._read(self.run.path / RANKING / RANKED).head(self.plan.settings.train)
+        ranking = self._ranking().head(self.plan.settings.train)
         best = list(self.plan.search.space.from_table(ranking))
         config = {"space": self.plan.config["final"], **{name: self.plan.config[name] for name in ("data", "train")}}
         more = {} if self.task is None else {"task": self.task}
         works = final_works(self.run.path / FOLDER, best, config, self.plan.settings.seeds, more)
         return train_finals(works, best, self.plan.task.measure.name, self.workers, self.observer.works)
 
+    def _tested(self) -> float | None:
+        """The test score of the winner, where it has met the test set."""
+        result: dict[str, float] = read_record(self.run.path / self.done["train"]["winner"])["result"]
+        return result.get(f"test_{self.plan.task.measure.name}")
+
     def _test(self) -> dict[str, Any]:
         """The one look at the test set."""
-        measure = self.plan.task.measure.name
-        path = self.run.path / self.done["train"]["winner"]
-        value = score_on_test(path, self.plan.task)
-        add_result(path, {f"test_{measure}": value, "test_size": len(self.plan.task.dataset.test_targets)})
+        measure, value = self.plan.task.measure.name, self._tested()
+        if value is None:
+            path = self.run.path / self.done["train"]["winner"]
+            value = score_on_test(path, self.plan.task)
+            add_result(path, {f"test_{measure}": value, "test_size": len(self.plan.task.dataset.test_targets)})
         return {f"test_{measure}": value, "said": f"{_shown(measure, value)} on the test set, by the winner alone"}
 
     def _front(self) -> dict[str, Any]:
         path = self.run.path / FRONT
         if not _finished(path):
-            shutil.rmtree(path, ignore_errors=True)
             config = {name: self.plan.config[name] for name in ("final", "front")}
             front(self.run.path / RANKING, config=config, out=path, progress=self.observer.ranking)
         self.run.write_text(FRONT_TABLE, (path / FRONT_TABLE).read_text(encoding="utf-8"))
@@ -291,10 +315,14 @@ class _Stages:
         return {"said": f"{', '.join(file.name for file in made.files.values())}, each the same as the network"}
 
     def _report(self) -> dict[str, Any]:
-        from nasengine.reporting import report
+        from nasengine.findings import read_findings
+        from nasengine.reporting import page
 
         self.run.update({"result": self._told()})
-        return {"said": str(report(self.run.path).name)}
+        (finding,) = read_findings([self.run.path])
+        ending = replace(finding, record={**finding.record, "status": "finished"})  # as it is once this is written
+        self.run.write_text(REPORT, page([ending]))
+        return {"said": REPORT}
 
     def _told(self) -> dict[str, Any]:
         """The result in run.json."""
@@ -314,8 +342,8 @@ class _Stages:
         }
 
     def _write_table(self, finals: Sequence[Finalist]) -> None:
-        proposed, ranking = self._proposed(), self._read(self.run.path / RANKING / RANKED)
-        table = candidate_table(proposed, ranking, self._keys(proposed), finals)
+        proposed = self._proposed()
+        table = candidate_table(proposed, self._ranking(), self._keys(proposed), finals)
         self.run.write_text(TABLE, table.to_csv(index=False, lineterminator="\n"))
 
     def _proposed(self) -> pd.DataFrame:
@@ -326,10 +354,17 @@ class _Stages:
         return [name for name in table if name in self.plan.search.space.table_columns]
 
     def _read(self, file: Path) -> pd.DataFrame:
-        """A table with the columns of the space as texts."""
+        """A table with the columns of the space as texts. Raises RunError."""
         import pandas as pd
 
-        return pd.read_csv(file, dtype=dict.fromkeys(self.plan.search.space.table_columns, str))
+        try:
+            return pd.read_csv(file, dtype=dict.fromkeys(self.plan.search.space.table_columns, str))
+        except (OSError, ValueError):  # pandas' own errors are of the second kind
+            again = file if file.parent == self.run.path else file.parent
+            raise RunError(
+                f"{file} must be a table that the run wrote, but is missing or damaged; put it back, or remove {again} "
+                "and go on with --resume, which makes it again."
+            ) from None
 
 
 def _finished(path: Path) -> bool:

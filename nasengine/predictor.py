@@ -19,7 +19,7 @@ from sklearn.exceptions import NotFittedError
 from nasengine.architecture import Architecture, Choice
 from nasengine.config import AnySpace, plain_plugin, resolve_space
 from nasengine.encoding import Graphs, concatenate
-from nasengine.errors import ArchitectureError, DataError, NasengineError, RunError, SettingError
+from nasengine.errors import ArchitectureError, DataError, NasengineError, NoOrderError, RunError, SettingError
 from nasengine.quantiles import Quantiles
 from nasengine.registry import SPACES, Registry
 from nasengine.run_directory import replace_file
@@ -307,7 +307,9 @@ def _check_spread(values: Floats) -> None:
     different = np.unique(values)
     if len(different) < 2:
         count = f"are {values[0]:g} all {len(values)} times" if len(values) else "are none"
-        raise DataError(f"Scores must differ for a predictor to be fitted, but they {count}; label more architectures.")
+        raise NoOrderError(
+            f"Scores must differ for a predictor to be fitted, but they {count}; label more architectures."
+        )
     if np.abs(values).max() > _HUGE or np.diff(different).min() < 1 / _HUGE:
         raise DataError(
             f"Scores must be at most {_HUGE:g} and differ by {1 / _HUGE:g} or more, but are from {different[0]:g} to "

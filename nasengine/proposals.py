@@ -19,7 +19,7 @@ _NEIGHBOURS = 0.25
 """Share of the candidates that are neighbours of what is derived."""
 _ELSEWHERE = 0.1
 """Probability of another option where a search has no weights over options, as of a mutation in an evolution."""
-_TRIES = 20
+_TRIES, _PATIENCE = 20, 1000
 _TINY = 1e-12
 
 
@@ -113,10 +113,14 @@ class _Found:
             self.add(architecture, origin)
 
     def draw(self, make: Callable[[], Architecture], origin: Origin) -> None:
+        """Adds what is drawn until there is enough of it, or for long nothing new came."""
+        idle = 0
         for _ in range(_TRIES * self.count):
-            if self.enough:
+            if self.enough or idle > _PATIENCE + _TRIES * len(self.origins):
                 break
+            before = len(self.origins)
             self.add(make(), origin)
+            idle = 0 if len(self.origins) > before else idle + 1
 
 
 def _weights(decided: object, choice: Choice, option: str) -> Tensor:

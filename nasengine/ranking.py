@@ -17,7 +17,7 @@ from nasengine import charts
 from nasengine.architecture import Architecture
 from nasengine.config import AnySpace, AnyTask
 from nasengine.encoding import Graphs, concatenate
-from nasengine.errors import DataError, SettingError, TooManyError
+from nasengine.errors import NoOrderError, SettingError, TooManyError
 from nasengine.heldout import Evaluation, Rows, curve_table, evaluate, fits
 from nasengine.labels import SCORE, UNCERTAINTY, read_architectures, read_scores
 from nasengine.predictor import Predictor, checked_scores
@@ -226,7 +226,7 @@ class _Job:
         own, kept = scores[first], np.sort(first)
         means = own + np.bincount(back, scores - own[back]) / np.bincount(back)  # exact where all are equal
         if np.ptp(means) == 0:
-            raise DataError(
+            raise NoOrderError(
                 "Scores of different networks must differ for a predictor to be fitted, but those in "
                 f"{self.plan.labels.name} are all {means[0]:g}; label more architectures."
             )

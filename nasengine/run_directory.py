@@ -34,7 +34,7 @@ _PARTIAL: Final = ".partial-"
 _FORMAT: Final = 1
 _FREE: Final = {  # settings that may differ when a run goes on
     *("search.checkpoint_seconds", "train.checkpoint_seconds", "collect.checkpoint_seconds"),
-    *("collect.count", "compare.seeds"),
+    *("collect.count", "compare.seeds", "run.export"),
 }
 _ANEW: Final = {  # settings under which a finished run can go on to another end
     "search": {f"search.{name}" for name in ("max_params", "max_flops", "max_latency", "max_memory")}

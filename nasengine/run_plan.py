@@ -87,6 +87,7 @@ def plan_run(
     own = resolve_settings(RunSettings, stored.get("run", {}), given["run"], "run")
     base = {**shared, "valid_portion": 0.1, **stored.get("train", {})}
     train = resolve_settings(TrainSettings, base, given["train"], "train")
+    _check_given(given)
     _check(own, propose, train)
     if own.export != "none":
         checked_formats(own.export)
@@ -126,6 +127,20 @@ def _front(
     if "latency" in chosen_costs(front.against) or front.max_latency is not None:
         Bench(front.latency, search.task.shapes)  # a runtime that is missing is told before the search
     return front
+
+
+def _check_given(given: Mapping[str, Mapping[str, str]]) -> None:
+    """Raises SettingError for settings of stages that the pipeline sets itself."""
+    for group, name, what in (
+        ("collect", "count", "labels are made, --labels"),
+        ("rank", "top", "candidates are trained, --train; all are ranked"),
+        ("rank", "next", "labels are made, --labels; none come after the ranking"),
+    ):
+        if name in given[group]:
+            raise SettingError(
+                f"{group}.{name} must be left out, since a pipeline goes by how many {what}, but is given as "
+                f"{given[group][name]}."
+            )
 
 
 def _check(own: RunSettings, propose: ProposeSettings, train: TrainSettings) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, Final
 
 import torch
@@ -124,7 +125,7 @@ def _require_finished(run: Path, record: Mapping[str, Any]) -> None:
     if record["status"] == "finished":
         return
     diverged = record["status"] == "diverged"
-    state, advice = "not finished", f"go on with it by 'nasengine {record['verb']} --out {run} --resume'"
+    state, advice = "not finished", f"go on with it by 'nasengine {record['verb']} --out {quote(str(run))} --resume'"
     if diverged:
         state, advice = "diverged", "start a new one with a smaller learning rate"
     raise RunError(f"An export needs a finished run, but the one in {run} is {state}; {advice}.")

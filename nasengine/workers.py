@@ -236,10 +236,10 @@ class _Crew:
 
     def _hire(self) -> Connection:
         mine, theirs = Pipe()
-        paths = os.pathsep.join(path for path in sys.path if path)
+        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         visible = _one_gpu(len(self.members))
         process = subprocess.Popen(
-            [sys.executable, "-m", "nasengine.workers", str(theirs.fileno())],
+            [sys.executable, "-P", "-m", "nasengine.workers", str(theirs.fileno())],  # what is here must not hide ours
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C is for this process, which tells them

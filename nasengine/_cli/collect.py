@@ -119,7 +119,8 @@ def collect(
                 watch=works,
             )
     except InterruptedRun as error:
-        again = f"nasengine collect --out {shlex.quote(str(progress.path))} --resume"
+        more = "" if workers == "1" else f" --workers {shlex.quote(workers)}"
+        again = f"nasengine collect --out {shlex.quote(str(progress.path))}{more} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
     finally:
         works.stop()

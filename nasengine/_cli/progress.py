@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 _PARTS = ("train", "valid", "supernet", "derived", "test")  # begin the names of the columns with the measure
 _BENCHMARK = "benchmark_"
+_FILES = (
+    *("run.json", "history.csv", "cells.svg", "cells.png", "network.safetensors"),
+    *("candidates.csv", "front.csv", "export", "report.html"),
+)
 _SHOWN, _PARAMETERS = 20, "parameters"
 _COUNTED = {
     "reading": "tables",
@@ -280,8 +284,7 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
     for name, value in result.items():
         if name.startswith(_BENCHMARK):
             typer.echo(f"benchmark, {name.removeprefix(_BENCHMARK).replace('_', ' ')}: {value:.2%}")
-    files = [name for name in ("cells.svg", "cells.png", "network.safetensors") if (path / name).exists()]
-    typer.echo(f"in {path}: {', '.join(['run.json', 'history.csv', *files])}")
+    typer.echo(f"in {path}: {', '.join(name for name in _FILES if (path / name).exists())}")
 
 
 def _words(values: Mapping[str, float]) -> str:

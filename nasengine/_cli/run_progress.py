@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import typer
 
 from nasengine._cli.progress import LabelProgress, Progress, StageProgress, duration
 from nasengine._cli.work_progress import WorkProgress
-from nasengine.pipeline import RunObserver
+from nasengine.run_observer import RunObserver
 
 _MEANS = {
     "search": "search the space",
@@ -92,5 +91,3 @@ def print_pipeline(path: Path, record: Mapping[str, Any]) -> None:
             f"{worth['saved_seconds']:,.0f} s of labelling saved"
         )
     print_result(path, record)
-    files = [name for name in ("candidates.csv", "front.csv", "export", "report.html") if (path / name).exists()]
-    typer.echo(f"in {shlex.quote(str(path))}: {', '.join(files)}")

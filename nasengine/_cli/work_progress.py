@@ -39,6 +39,7 @@ class WorkProgress:
         self._since, self._stood = 0.0, 0
 
     def __call__(self, work: Work, event: Event, done: int, total: int) -> None:
+        self._since = self._since or time.perf_counter()
         if not self._bar.live.is_started and done < total:
             self._bar.start()
         self._since = self._since or time.perf_counter()  # of the first work: others may have been made before

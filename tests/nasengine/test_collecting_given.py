@@ -12,6 +12,7 @@ import pytest
 import nasengine
 from nasengine.collecting import collect
 from nasengine.errors import InterruptedRun, NasengineError, RunError, SettingError
+from nasengine.labelling import CollectJob
 from nasengine.loop import Observer
 from nasengine.searching import open_search
 from tests.nasengine.runs import flags, record
@@ -79,6 +80,46 @@ def test_labels_that_are_there_are_not_made_again(drawn: Path, tmp_path: Path) -
     collect(count=5, out=out, resume=True, workers=2)
     after = (out / "labels.csv").read_text()
     assert after.startswith(before) and len(after.splitlines()) == 6
+
+
+def _stopped_after(drawn: Path, out: Path, labels: list[int], parts: list[int]) -> Path:
+    """A collection whose process was killed: workers had finished some labels, and of these some are in the file."""
+    shutil.copytree(drawn, out)
+    (out / "checkpoint.pt").unlink()
+    (out / "run.json").write_text((out / "run.json").read_text().replace('"finished"', '"running"'))
+    head, *lines = (out / "labels.csv").read_text().splitlines(keepends=True)
+    (out / "labels.csv").write_text(head + "".join(lines[number] for number in labels))
+    for number in parts:
+        (out / "parts" / f"{number:05d}").mkdir(parents=True)
+        (out / "parts" / f"{number:05d}" / "labels.csv").write_text(head + lines[number])
+    return out
+
+
+def test_labels_of_workers_are_never_lost_by_one_process(
+    drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Observer):
+        def epoch_ended(self, epoch: int, row: object) -> None:
+            raise KeyboardInterrupt
+
+    out = _stopped_after(drawn, tmp_path / "out", labels=[3], parts=[2])
+    with pytest.raises(KeyboardInterrupt):
+        collect(out=out, resume=True, observer=Stop())
+    assert rows(out) == [rows(drawn)[number] for number in (0, 2, 3)]
+    made: list[int] = []
+    begin = CollectJob.begin
+    monkeypatch.setattr(CollectJob, "begin", lambda job, *numbers: made.append(numbers[0]) or begin(job, *numbers))
+    collect(out=out, resume=True)
+    assert rows(out) == rows(drawn) and set(made) <= {0, 1} and not (out / "parts").exists()
+
+
+def test_a_given_collection_goes_on_to_more(drawn: Path, table: pd.DataFrame, small: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    collect("nasbench101", small, architectures=table, count=2, settings=COLLECT, out=out)
+    collect(out=out, resume=True, settings=["collect.count=3"])
+    assert rows(out) == rows(drawn)[:3]
+    collect(out=out, resume=True, count=4)
+    assert rows(out) == rows(drawn)
 
 
 def test_objects_need_one_worker(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from nasengine._cli.main import main
 from nasengine.candidates import candidate_table, chosen_rows, worth
 from nasengine.errors import DivergedError, InterruptedRun, NasengineError
 from nasengine.finals import Finalist
-from nasengine.pipeline import RunObserver
+from nasengine.run_observer import RunObserver
 from nasengine.task import Task
 from nasengine.training import TrainJob, score_on_test
 from tests.nasengine.runs import SEARCH, flags, record

@@ -15,7 +15,7 @@ from nasengine.config import resolve_space
 from nasengine.errors import InterruptedRun, MissingExtraError, NasengineError, SettingError, UnknownNameError
 from nasengine.evidence import fronts
 from nasengine.findings import read_findings
-from nasengine.pipeline import RunObserver
+from nasengine.run_observer import RunObserver
 from tests.nasengine.runs import SEARCH, record
 
 RUN = (
