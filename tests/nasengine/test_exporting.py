@@ -150,7 +150,9 @@ def test_differences_count_by_the_largest_output(
 
 
 def test_the_winner_of_a_pipeline(ended: Path, alone: list[dict[str, Path]]) -> None:
-    whole = record(ended) | {"verb": "run", "result": {"winner": "final"}}
+    parts = ("propose", "collect", "predictor", "rank", "train", "run")
+    config = {**{part: {} for part in parts}, **record(ended)["config"]}
+    whole = record(ended) | {"verb": "run", "config": config, "result": {"winner": "final"}}
     (ended / "run.json").write_text(json.dumps(whole))
     result = export(ended, "safetensors")
     assert result.path == ended / "export" and result.record["run"] == record(ended / "final")["id"]
