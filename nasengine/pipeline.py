@@ -306,7 +306,8 @@ class _Stages:
     def _tested(self) -> float | None:
         """The test score of the winner, where it has met the test set."""
         result = read_record(self.run.path / self.done["train"]["winner"])["result"]
-        return result.get(f"test_{self.plan.task.measure.name}")
+        value = result.get(f"test_{self.plan.task.measure.name}")
+        return None if value is None else float(value)
 
     def _test(self) -> dict[str, Any]:
         """The one look at the test set."""
