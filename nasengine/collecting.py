@@ -160,6 +160,7 @@ def plan_collection(
     chosen = None
     if architectures is not None:
         chosen = list(read_architectures(resolved, resolved_task.shapes, read_source(architectures, "architectures")))
+        _check_different(chosen)
         given["collect"] = {"count": str(len(chosen)), **given["collect"]}
     numbers = resolve_settings(CollectSettings, stored.get("collect", {}), given["collect"], "collect")
     resolve_device(numbers.device)
@@ -309,6 +310,17 @@ def _check_inherits(space: AnySpace | None, task: AnyTask | None, given: Mapping
             raise SettingError(
                 f"Labels by the weights of a search must be of its space and its data, but {option} is given; leave it "
                 "out, or leave out --inherit."
+            )
+
+
+def _check_different(architectures: Sequence[Architecture]) -> None:
+    """Raises DataError where an architecture comes twice: its labels could not be told apart."""
+    first: dict[Architecture, int] = {}
+    for row, architecture in enumerate(architectures, start=1):
+        if first.setdefault(architecture, row) != row:
+            raise DataError(
+                f"Architectures to label must differ, but those of rows {first[architecture]} and {row} are the same; "
+                "drop one, and ask for several trainings of each by --set collect.repeats=2."
             )
 
 

@@ -122,6 +122,13 @@ def test_a_given_collection_goes_on_to_more(drawn: Path, table: pd.DataFrame, sm
     assert rows(out) == rows(drawn)
 
 
+def test_one_that_is_given_twice(table: pd.DataFrame, small: str, tmp_path: Path) -> None:
+    twice = table.iloc[[0, 1, 0]]
+    with pytest.raises(NasengineError, match=r"^Architectures to label must differ, but those of rows 1 and 3 are the"):
+        collect("nasbench101", small, architectures=twice, settings=COLLECT, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_objects_need_one_worker(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="must find space, data and the like by name"):
         collect(

@@ -16,6 +16,7 @@ from nasengine.seeding import generator
 from nasengine.task import Shapes
 from search_spaces.darts import DARTS
 from search_spaces.nasbench201 import NASBench201
+from tests.nasengine.dense import Dense
 
 IMAGES = Shapes((3, 8, 8), 4)
 SPACE = NASBench201(channels=2, cells=1)
@@ -63,6 +64,15 @@ def test_a_narrow_distribution_is_filled_up() -> None:
     }
     found = around(SPACE, CHOICES, derived, sure, 40, budget())
     assert Counter(candidate.origin for candidate in found) == {"derived": 1, "neighbour": 24, "random": 15}
+
+
+def test_more_than_there_are() -> None:
+    space = Dense()
+    shapes = Shapes((4,), 2)
+    choices = space.choices(shapes)
+    weights = {label: torch.full((len(choice.options),), 1 / 3) for label, choice in choices.items()}
+    found = around(space, choices, space.derive(choices, weights), weights, 10**9, budget())
+    assert len(found) == 9
 
 
 def test_a_choice_without_weights_stays_mostly_as_it_is_derived() -> None:

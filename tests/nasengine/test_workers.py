@@ -121,6 +121,15 @@ def test_what_fails_in_a_worker_is_told_with_its_place(tmp_path: Path) -> None:
         perform([Work(tmp_path / "a", "tests.nasengine.worked:fail")], 2)
 
 
+def test_files_where_the_command_is_given_hide_nothing(
+    small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "queue.py").write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    perform(works(small, tmp_path, count=1), 2)
+    assert lines(tmp_path) == ["begin 0", "end 0"]
+
+
 def test_works_are_plain_values() -> None:
     work = Work(Path("/a/b"), "module:function", {"seed": 3, "more": ["x"]}, device="cuda")
     assert read(written(work)) == work
