@@ -198,6 +198,7 @@ def collect(
 
     Label number k is the same whatever ran before it: a collection that was stopped and resumed, or resumed with a
     larger `count` or with other workers, has the labels of one that was never stopped, bit for bit but for the seconds.
+    Workers have one thread each: so has this process to have (OMP_NUM_THREADS=1) for the bits to be theirs.
 
     Args:
         space: a name, class or instance; "darts" unless `config` has another.
