@@ -357,7 +357,7 @@ def _known(file: Path, job: CollectJob | InheritJob) -> dict[int, LabelRow]:
 def _known_of_parts(path: Path, job: CollectJob | InheritJob) -> dict[int, LabelRow]:
     """The labels that workers had finished when the process that puts them together was killed."""
     files = {number: path / _PARTS / _part(number) / LABELS for number in job.architectures}
-    return {number: _rows(file)[0] for number, file in files.items() if file.exists()}
+    return {number: row for number, file in files.items() if file.exists() for row in _rows(file)}
 
 
 def _part(number: int) -> str:
