@@ -46,7 +46,7 @@ from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.tables import csv_text
 from nasengine.task import Task
-from nasengine.workers import Event, Watch, Work, checked_workers, perform
+from nasengine.workers import Event, Watch, Work, perform, ready_workers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -198,6 +198,7 @@ def collect(
 
     Label number k is the same whatever ran before it: a collection that was stopped and resumed, or resumed with a
     larger `count` or with other workers, has the labels of one that was never stopped, bit for bit but for the seconds.
+    Workers have one thread each: so has this process to have (OMP_NUM_THREADS=1) for the bits to be theirs.
 
     Args:
         space: a name, class or instance; "darts" unless `config` has another.
@@ -217,7 +218,7 @@ def collect(
     Raises:
         NasengineError: see nasengine.errors; InterruptedRun after SIGINT or SIGTERM.
     """
-    workers = checked_workers(workers)
+    workers = ready_workers(workers)
     if resume and out is not None:
         config = {**read_config(Path(out), "collect"), **(config or {})}
         if architectures is None and (Path(out) / GIVEN).exists():
@@ -356,7 +357,7 @@ def _known(file: Path, job: CollectJob | InheritJob) -> dict[int, LabelRow]:
 def _known_of_parts(path: Path, job: CollectJob | InheritJob) -> dict[int, LabelRow]:
     """The labels that workers had finished when the process that puts them together was killed."""
     files = {number: path / _PARTS / _part(number) / LABELS for number in job.architectures}
-    return {number: _rows(file)[0] for number, file in files.items() if file.exists()}
+    return {number: row for number, file in files.items() if file.exists() for row in _rows(file)}
 
 
 def _part(number: int) -> str:

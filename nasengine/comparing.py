@@ -29,7 +29,7 @@ from nasengine.loop import Observer, concluded
 from nasengine.run_directory import Run, read_record
 from nasengine.settings import plain
 from nasengine.task import Task
-from nasengine.workers import Work, checked_workers, ended, perform, written
+from nasengine.workers import Work, ended, perform, ready_workers, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ def compare(
     Raises:
         NasengineError: see nasengine.errors; InterruptedRun after SIGINT or SIGTERM.
     """
-    number = checked_workers(workers)
+    number = ready_workers(workers)
     if resume and out is not None:
         config = {**read_config(Path(out), "compare"), **(config or {})}
     plan = plan_compare(

@@ -32,7 +32,7 @@ from nasengine.searching import search
 from nasengine.seeding import generator
 from nasengine.task import Task
 from nasengine.training import score_on_test
-from nasengine.workers import Work, checked_workers, written
+from nasengine.workers import Work, ready_workers, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,7 +111,7 @@ def run(
     Raises:
         NasengineError: see nasengine.errors; InterruptedRun after SIGINT or SIGTERM.
     """
-    number = checked_workers(workers)
+    number = ready_workers(workers)
     if resume and out is not None:
         config = {**read_config(Path(out), "run"), **(config or {})}
     plan = plan_run(space=space, algorithm=algorithm, task=task, predictor=predictor, settings=settings, config=config)

@@ -39,7 +39,7 @@ class _Sent:
 
 def perform_on_ray(works: Sequence[Work], address: str, progress: Progress) -> None:
     """Makes all runs on a cluster; see `workers.perform`."""
-    ray = _connected(address)
+    ray = connected(address)
     task = ray.remote(num_cpus=1, max_retries=TRIES - 1)(_remote)
     with signals() as stop, _marked(works) as mark:
         pending = {}
@@ -125,7 +125,7 @@ def _marked(works: Sequence[Work]) -> Iterator[str]:
             (parent / mark).unlink(missing_ok=True)
 
 
-def _connected(address: str) -> Any:
+def connected(address: str) -> Any:
     """Ray, in a cluster. Raises MissingExtraError, or RunError where the address does not answer in time."""
     try:
         import ray

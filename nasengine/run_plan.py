@@ -33,6 +33,7 @@ from nasengine.search_plan import GROUPS as SEARCH_GROUPS
 from nasengine.search_plan import SearchPlan, plan_search
 from nasengine.settings import plain
 from nasengine.task import Task
+from nasengine.train_plan import parts
 
 GROUPS: Final = (*SEARCH_GROUPS, "propose", "collect", "predictor", "rank", "train", "front", "run")
 
@@ -89,6 +90,7 @@ def plan_run(
     train = resolve_settings(TrainSettings, base, given["train"], "train")
     _check_given(given)
     _check(own, propose, train)
+    parts(search.task, train)  # what does not fit the final trainings is told before the search
     if own.export != "none":
         checked_formats(own.export)
     front = _front(search, own, stored.get("front", {}), given["front"])

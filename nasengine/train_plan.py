@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
 from nasengine.architecture import Architecture
 from nasengine.config import (
     AnySpace,
@@ -19,7 +23,7 @@ from nasengine.config import (
     resolve_task,
     split_assignments,
 )
-from nasengine.errors import ArchitectureError, RunError
+from nasengine.errors import ArchitectureError, RunError, SettingError
 from nasengine.registry import SPACES
 from nasengine.run_directory import read_record
 from nasengine.settings import plain
@@ -138,3 +142,20 @@ def read_architecture(space: Space, source: Path | str) -> Architecture:
                 f"An architecture must be a readable file, but {source} is not: {reason}."
             ) from None
     return space.read(text)
+
+
+def parts(task: Task, settings: TrainSettings) -> tuple[Tensor, Tensor | None]:
+    """Indices (N,) of the training set to train on, and of what is held out, if anything is.
+
+    Raises:
+        SettingError: the loss cannot be smoothed as the settings ask for.
+        DataError: there is nothing to hold out.
+    """
+    if settings.label_smoothing and task.loss is not F.cross_entropy:
+        raise SettingError(
+            f"train.label_smoothing must be 0 unless the loss is the cross-entropy, which that of {task.name} is "
+            f"not, but got {settings.label_smoothing}; leave it out."
+        )
+    if settings.valid_portion:
+        return task.hold_out(settings.valid_portion)
+    return torch.arange(len(task.dataset.train_targets)), None

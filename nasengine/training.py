@@ -25,7 +25,7 @@ from nasengine.config import (
     resolve_device,
     resolve_settings,
 )
-from nasengine.errors import RunError, SettingError
+from nasengine.errors import RunError
 from nasengine.evaluation import evaluating, score
 from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
@@ -34,7 +34,7 @@ from nasengine.run_directory import CHECKPOINT, Run
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.space import Space
 from nasengine.task import Augment, Task
-from nasengine.train_plan import TrainPlan, plan_training
+from nasengine.train_plan import TrainPlan, parts, plan_training
 from nasengine.trained import NETWORK, open_training
 
 
@@ -77,17 +77,13 @@ class TrainJob:
     ) -> None:
         self.space, self.architecture, self.task, self.settings = space, architecture, task, settings
         self.device = resolve_device(settings.device)
-        if settings.label_smoothing and task.loss is not F.cross_entropy:
-            raise SettingError(
-                f"train.label_smoothing must be 0 unless the loss is the cross-entropy, which that of {task.name} is "
-                f"not, but got {settings.label_smoothing}; leave it out."
-            )
         self.held_out: Tensor | None = None
-        if indices is None and settings.valid_portion:
-            indices, self.held_out = task.hold_out(settings.valid_portion)
+        train, held_out = parts(task, settings)
+        if indices is None:
+            indices, self.held_out = train, held_out
         self.batches = Batches(
             task,
-            torch.arange(len(task.dataset.train_targets)) if indices is None else indices,
+            indices,
             settings.batch_size,
             seed=settings.seed,
             stream=TRAIN,

@@ -86,8 +86,9 @@ def perform(
 
     Args:
         works: in directories of their own.
-        workers: 1 for this process; a number of local processes of one thread each; "ray" for the Ray cluster of this
-            machine, which is started if there is none; or the address of one, "ray://host:port".
+        workers: 1 for this process, whose number of threads is its own, by which numbers are rounded otherwise; a
+            number of local processes of one thread each; "ray" for the Ray cluster of this machine, which is started if
+            there is none; or the address of one, "ray://host:port".
         watch: is told what happens.
         observer: sees every run, where they are made in this process.
 
@@ -109,6 +110,21 @@ def perform(
         _here(left, progress, observer)
     else:
         _Crew(left, number, progress).run()
+
+
+def ready_workers(workers: int | str) -> int | str:
+    """`checked_workers`, after the cluster of an address has been joined.
+
+    Raises:
+        MissingExtraError: Ray is not installed.
+        RunError: no cluster answers in time.
+    """
+    number = checked_workers(workers)
+    if isinstance(number, str):
+        from nasengine.ray_workers import connected
+
+        connected(number)
+    return number
 
 
 def checked_workers(workers: int | str) -> int | str:

@@ -82,6 +82,7 @@ def collect(
     from nasengine._cli.work_progress import WorkProgress
     from nasengine.config import read_config
     from nasengine.errors import InterruptedRun
+    from nasengine.workers import Event, Work
 
     flags = {
         "collect.count": count,
@@ -103,6 +104,11 @@ def collect(
         )
         return
     progress, works = LabelProgress(), WorkProgress("label")
+
+    def watch(work: Work, event: Event, done: int, total: int) -> None:
+        progress.stop()
+        works(work, event, done, total)
+
     try:
         with progress:
             result = collecting.collect(
@@ -116,7 +122,7 @@ def collect(
                 resume=resume,
                 workers=workers,
                 observer=progress,
-                watch=works,
+                watch=watch,
             )
     except InterruptedRun as error:
         more = "" if workers == "1" else f" --workers {shlex.quote(workers)}"

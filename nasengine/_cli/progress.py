@@ -72,7 +72,12 @@ class Progress(Observer):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes the bar away, as when works have one of their own: two at once overwrite each other."""
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def started(self, run: Run, job: Job, step: int) -> None:
         self.path, self._per_epoch = run.path, job.steps_per_epoch

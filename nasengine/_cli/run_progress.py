@@ -60,6 +60,7 @@ class RunProgress(RunObserver):
         typer.echo(f"{stage}: {said}  ({duration(seconds)})")
 
     def works(self, *event: Any) -> None:
+        self.labels.stop()
         self._works[self._stage](*event)
 
     def ranking(self, stage: str, done: int, total: int) -> None:

@@ -162,6 +162,9 @@ def test_the_winner_of_a_pipeline(ended: Path, alone: list[dict[str, Path]]) -> 
     (ended / "run.json").write_text(json.dumps(whole | {"status": "interrupted"}))
     with pytest.raises(RunError, match=f"is not finished; go on with it by 'nasengine run --out {ended} --resume'"):
         export(ended)
+    spaced = ended.rename(ended.with_name("a b"))
+    with pytest.raises(RunError, match=f"by 'nasengine run --out '{spaced}' --resume'"):
+        export(spaced)
 
 
 def test_a_training_from_before_its_record_said_what_the_network_takes(

@@ -200,8 +200,10 @@ def test_what_is_refused_before_anything_is_written(small: str, tmp_path: Path) 
         with pytest.raises(NasengineError, match=message):
             nasengine.run("darts", "rarts", small, settings=[*RUN, *more], out=tmp_path / "out")
         assert not (tmp_path / "out").exists()
-    with pytest.raises(NasengineError, match="Workers must be a number of processes"):
-        nasengine.run("darts", "rarts", small, settings=RUN, out=tmp_path / "out", workers=0)
+    for workers, told in ((0, "Workers must be a number of processes"), ("ray://127.0.0.1:9", "must answer at ray://")):
+        with pytest.raises(NasengineError, match=told):
+            nasengine.run("darts", "rarts", small, settings=RUN, out=tmp_path / "out", workers=workers)
+        assert not (tmp_path / "out").exists()
 
 
 def test_a_finished_one_is_left_alone(whole: Path, small: str) -> None:

@@ -153,6 +153,19 @@ def test_what_a_pipeline_sets_itself(setting: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("data", "setting", "message"),
+    [
+        ("sklearn:wine", "train.valid_portion=0.001", "Both parts of the training set of wine must have an example"),
+        ("sklearn:diabetes", "train.label_smoothing=0.1", r"train\.label_smoothing must be 0 unless the loss is the"),
+    ],
+)
+def test_what_trainings_refuse_is_told_before_the_search(data: str, setting: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(NasengineError, match=message):
+        nasengine.run(SPACE, "rarts", data, settings=[*RUN, setting], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_objects_are_refused_by_workers_before_the_search(tmp_path: Path) -> None:
     with pytest.raises(NasengineError, match="must find space, data and the like by name"):
         nasengine.run(SPACE, "rarts", float_dataset(), settings=RUN, out=tmp_path / "out", workers=2)
