@@ -44,7 +44,7 @@ def check_packages(formats: Iterable[str]) -> None:
         if missing:
             raise MissingExtraError(
                 f"The format {name} needs {' and '.join(missing)}, but this Python has not; install it with "
-                f"`pip install 'nasengine[export]'`, or leave {name} out of --format."
+                f"`pip install 'nasengine[export]'`, or leave {name} out of the formats."
             )
 
 

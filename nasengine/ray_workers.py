@@ -21,7 +21,19 @@ from urllib.parse import urlsplit
 
 from nasengine.errors import InterruptedRun, MissingExtraError, RunError
 from nasengine.loop import signals
-from nasengine.workers import LOCAL_THREADS, TRIES, Outcome, Progress, Work, attempt, killed, raise_from, read, written
+from nasengine.workers import (
+    LOCAL_THREADS,
+    RAY_MISSING,
+    TRIES,
+    Outcome,
+    Progress,
+    Work,
+    attempt,
+    killed,
+    raise_from,
+    read,
+    written,
+)
 
 _ANSWER: Final = 10.0  # seconds that an address has to answer
 _POLL, _PATIENCE = 0.5, 60.0
@@ -130,9 +142,7 @@ def connected(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise MissingExtraError(
-            "Workers on a Ray cluster need Ray, but it is not installed; install it by pip install 'nasengine[ray]'."
-        ) from None
+        raise MissingExtraError(RAY_MISSING) from None
     if address != "ray":
         _check_answers(address)
     if not ray.is_initialized():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import json
 import os
 import signal
@@ -29,12 +30,15 @@ from typing import Any, Final, Literal, NamedTuple
 import torch
 
 from nasengine import errors
-from nasengine.errors import DivergedError, InterruptedRun, NasengineError, RunError, SettingError
+from nasengine.errors import DivergedError, InterruptedRun, MissingExtraError, NasengineError, RunError, SettingError
 from nasengine.loop import Observer, Stop, signals
 from nasengine.run_directory import RECORD, read_record, wait_until_free
 
 LOCAL_THREADS: Final = 1
 """Threads of a worker, for results that do not depend on how many there are."""
+RAY_MISSING: Final = (
+    "Workers on a Ray cluster need Ray, but it is not installed; install it by pip install 'nasengine[ray]'."
+)
 TRIES: Final = 3
 _POLL, _PATIENCE = 0.5, 120.0  # seconds: between looks, and for a worker to save
 
@@ -128,8 +132,10 @@ def ready_workers(workers: int | str) -> int | str:
 
 
 def checked_workers(workers: int | str) -> int | str:
-    """A number of local processes, or the text of a Ray address. Raises SettingError."""
+    """A number of local processes, or the text of a Ray address. Raises SettingError, or MissingExtraError."""
     if isinstance(workers, str) and (workers == "ray" or workers.startswith("ray://")):
+        if importlib.util.find_spec("ray") is None:  # told here, before the hours of a search that comes first
+            raise MissingExtraError(RAY_MISSING)
         return workers
     try:
         number = int(workers)

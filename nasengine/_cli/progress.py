@@ -299,7 +299,7 @@ def _words(values: Mapping[str, float]) -> str:
         "train_loss": "train loss {:.3f}",
         f"train_{measure}": f"{word} {form}",
         "valid_loss": "valid loss {:.3f}",
-        f"valid_{measure}": f"{word} {form}",
+        f"valid_{measure}": f"{'' if 'valid_loss' in values else 'valid '}{word} {form}",
         f"supernet_{measure}": f"supernet {form}",
         f"derived_{measure}": f"derived {form}",
         "alpha_entropy": "entropy {:.3f}",

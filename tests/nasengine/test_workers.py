@@ -156,3 +156,6 @@ def test_without_ray(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'nasengine\[ray\]'"):
         perform(works(small, tmp_path), "ray")
+    for workers in ("ray", "ray://127.0.0.1:9"):
+        with pytest.raises(MissingExtraError, match=r"pip install 'nasengine\[ray\]'"):
+            checked_workers(workers)

@@ -81,3 +81,11 @@ def test_the_example_works(cli: Run, ended: Path) -> None:
         cli(*arguments, *flags(("space.channels=2", "space.layers=3")), "--epochs", "1", "--batch-size", "16").code == 0
     )
     assert record(Path(arguments[1]) / "final")["status"] == "finished"
+
+
+def test_the_two_accuracies_of_a_training_that_holds_a_part_out_are_told_apart(cli: Run, ended: Path) -> None:
+    shutil.copytree(ended, "run")
+    shutil.rmtree("run/final")
+    code, out, err = cli("train", "run", *flags(TRAIN), "--set", "train.valid_portion=0.5")
+    assert code == 0 and err == ""
+    assert re.search(r"\nepoch 1/2  train loss \S+  acc \S+%  valid acc \S+%  ", out)
