@@ -306,6 +306,12 @@ def _collect_by_parts(
 def _check_inherits(space: AnySpace | None, task: AnyTask | None, given: Mapping[str, Mapping[str, str]]) -> None:
     """Raises SettingError if a collection that inherits is given what its search has."""
     named: dict[str, object] = {"--space": space, "--data": task if isinstance(task, str) else None}
+    trained = [name for name in given["collect"] if name not in ("count", "seed", "device", "checkpoint_seconds")]
+    if trained:
+        raise SettingError(
+            f"Labels by the weights of a search must not be trained, but collect.{trained[0]} is given; leave it "
+            "out, or leave out --inherit."
+        )
     for option, value in {**named, "--set space...": given["space"], "--set data...": given["data"]}.items():
         if value:
             raise SettingError(

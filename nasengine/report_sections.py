@@ -155,24 +155,37 @@ def trainings_section(findings: Sequence[Finding]) -> Html:
     if not runs:
         return Html("")
     measure = next((measure_of(run.result) for run in runs if run.result), "accuracy")
+    parts = [part for part in ("valid", "test") if any(f"{part}_{measure}" in run.result for run in runs)] or ["test"]
+    winners = {
+        str(finding.path / str(run.result["winner"]))
+        for finding in findings
+        for run in finding.all()
+        if "winner" in run.result
+    }
     scores: dict[str, list[float]] = {}
     rows = []
     for run in runs:
-        score = number(run.result.get(f"test_{measure}"))
+        found = {part: number(run.result.get(f"{part}_{measure}")) for part in parts}
+        score = found[parts[0]]
         if score is not None:
             scores.setdefault(run.config["architecture"], []).append(score)
         seed, epochs = run.config["train"].get("seed"), run.config["train"].get("epochs")
         size = number(run.result.get("parameters"))
-        row = [run.name, run.record["status"], seed, epochs, shown(measure, score)]
+        status = "winner" if str(run.path) in winners else run.record["status"]
+        row = [run.name, status, seed, epochs, *(shown(measure, value) for value in found.values())]
         rows.append([*row, "" if size is None else f"{int(size):,}", f"{number(run.record.get('seconds')) or 0:,.1f}"])
-    heads = ["run", "status", "seed", "epochs", f"test {measure.replace('_', ' ')}", "parameters", "seconds"]
-    several = [found for found in scores.values() if len(found) > 1]
+    words = {"valid": "validation", "test": "test"}
+    named = [f"{words[part]} {measure.replace('_', ' ')}" for part in parts]
+    heads = ["run", "status", "seed", "epochs", *named, "parameters", "seconds"]
+    several = [of_one for of_one in scores.values() if len(of_one) > 1]
     spreads = [
-        f"{shown(measure, statistics.fmean(found))} ± {shown(measure, statistics.stdev(found))} (n = {len(found)})"
-        for found in several
+        f"{shown(measure, statistics.fmean(of_one))} ± {shown(measure, statistics.stdev(of_one))} (n = {len(of_one)})"
+        for of_one in several
     ]
     note = (
-        [element("p", f"Mean ± deviation over the seeds of one architecture: {'; '.join(spreads)}.")] if spreads else []
+        [element("p", f"Mean ± deviation of {named[0]} over the seeds of one architecture: {'; '.join(spreads)}.")]
+        if spreads
+        else []
     )
     return section("trainings", "Final trainings", table(heads, rows, "Final trainings"), *note)
 

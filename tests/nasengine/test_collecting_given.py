@@ -163,6 +163,7 @@ def test_what_is_refused(ended: Path, table: pd.DataFrame, small: str, tmp_path:
     cases: list[tuple[str, Any, Any, dict[str, Any]]] = [
         ("must be of its space and its data, but --space is given", "darts", None, given),
         ("must be of its space and its data, but --data is given", None, small, given),
+        ("must not be trained, but collect.epochs is given", None, None, {**given, "settings": ["collect.epochs=3"]}),
         (r"but --set space\.\.\. is given", None, None, {**given, "settings": ["space.channels=3"]}),
         ("number of architectures that are given, 4, but is 5", "nasbench101", small, {"count": 5}),
         ("but is of one of 'nasengine train'", None, None, {"inherit": ended / "final"}),

@@ -25,12 +25,12 @@ Refuse = Callable[..., str]
     ("arguments", "sentence"),
     [
         ("--space dart", "Unknown search space 'dart': did you mean 'darts' (known: darts"),
-        ("--algo rart", "Unknown algorithm 'rart': did you mean 'rarts' (known: darts, deps, rarts, slimming"),
+        ("--algo rart", "Unknown algorithm 'rart': did you mean 'rarts' (known: darts, deps, random, rarts, slimming"),
         ("--data digit", "Unknown data scheme 'digit': did you mean 'digits' (known: cifar10, cifar100, digits, "),
         ("--set algo.bta=5", "Unknown setting 'algo.bta': did you mean 'algo.beta' (known: algo.alphas, algo.beta, "),
         (
             "--set serch.epochs=5",
-            "Unknown group of settings 'serch': did you mean 'search' (known: algo, data, search, ",
+            "Unknown group of settings 'serch': did you mean 'search' (known: algo, data, final, search, ",
         ),
         ("--set algo.weights.lrr=5", "Unknown setting 'algo.weights.lrr': did you mean 'algo.weights.lr' (known: "),
         ("--space nowhere:Toy", "The search space 'nowhere:Toy' must be importable, but got ModuleNotFoundError: No "),
