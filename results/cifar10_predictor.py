@@ -17,7 +17,6 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,7 +39,7 @@ SEARCH = ["search.epochs=10", "search.batch_size=64", "search.eval_size=1000", "
 TRAIN = ["train.epochs=20", "train.batch_size=64", "train.lr=0.1", "train.valid_portion=0.2", "train.drop_path=0"]
 LABEL = ["collect.epochs=2", "collect.batch_size=64", "collect.lr=0.1"]
 CANDIDATES, LABELS, SECONDS = 200, 64, 200.0
-WAYS = (
+METHODS = (
     "predictor, labels by two epochs",
     "predictor, labels by inherited weights",
     "own choice, then candidates at random",
@@ -80,7 +79,7 @@ def measure(seed: int, runs: Path, cifar10: str, table: str) -> list[dict[str, o
         nasengine.search(SPACE, "rarts", task, settings=[*SEARCH, f"search.seed={seed}"], out=root / "search")
         (root / "seconds.txt").write_text(f"{time.process_time() - start:.1f}\n", encoding="utf-8")
     rows = []
-    for number, way in enumerate(WAYS):
+    for number, way in enumerate(METHODS):
         found = root / f"way-{number}" / "row.json"
         if not found.exists():
             shutil.rmtree(found.parent, ignore_errors=True)
@@ -90,15 +89,12 @@ def measure(seed: int, runs: Path, cifar10: str, table: str) -> list[dict[str, o
     return rows
 
 
-@dataclass
 class Way:
     """One way from a search to a tested network: trainings until the seconds are spent."""
 
-    seed: int
-    out: Path
-    task: Task
-    start: float = field(default_factory=time.process_time)
-    scores: list[tuple[float, Path, Architecture]] = field(default_factory=list)
+    def __init__(self, seed: int, out: Path, task: Task) -> None:
+        self.seed, self.out, self.task, self.start = seed, out, task, time.process_time()
+        self.scores: list[tuple[float, Path, Architecture]] = []
 
     @property
     def spent(self) -> float:
@@ -129,7 +125,7 @@ def go(way: str, seed: int, out: Path, search: Path, task: Task, table: str) -> 
     valid, path, architecture = max(under_way.scores, key=lambda found: found[0])
     accuracies = SPACE.benchmark(Path(table))
     return {
-        "way": way,
+        "method": way,
         "seed": seed,
         "search_seconds": float((search.parent / "seconds.txt").read_text(encoding="utf-8")),
         "seconds": round(seconds, 1),
@@ -200,24 +196,24 @@ def random_cells(way: Way, search: Path) -> None:
 
 
 ORDERS: dict[str, Callable[[Way, Path], None]] = dict(
-    zip(WAYS, (by_labels, by_inherited, at_random, random_cells), strict=True)
+    zip(METHODS, (by_labels, by_inherited, at_random, random_cells), strict=True)
 )
 
 
 def summary(rows: Sequence[dict[str, object]]) -> str:
     lines = [
-        "| way | seconds after the search | trained | test accuracy, n = 3 | of NAS-Bench-201 for the winner |",
+        "| method | seconds after the search | trained | test accuracy, n = 3 | of NAS-Bench-201 for the winner |",
         "|---|---|---|---|---|",
     ]
-    for way in WAYS:
-        mine = [row for row in rows if row["way"] == way]
+    for way in METHODS:
+        mine = [row for row in rows if row["method"] == way]
         seconds = statistics.mean(float(str(row["seconds"])) for row in mine)
         trained = ", ".join(str(row["trained"]) for row in mine)
         lines.append(
             f"| {way} | {seconds:.0f} | {trained} | {spread(mine, 'test_accuracy')} | "
             f"{spread(mine, 'benchmark_test_accuracy')} |"
         )
-    alone = [row for row in rows if row["way"] == WAYS[-1]]
+    alone = [row for row in rows if row["method"] == METHODS[-1]]
     seconds = statistics.mean(float(str(row["search_seconds"])) for row in alone)
     lines.append(f"| own choice alone | | 1, 1, 1 | {spread(alone, 'own_test_accuracy')} | |")
     device = f"torch {torch.__version__}, CPU, one thread a process, {len(SEEDS)} seeds; ± is the standard deviation"

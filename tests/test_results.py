@@ -18,7 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 SEARCH = "cifar10_search"
-EXPERIMENTS = (SEARCH, "cifar10_elastic", "cifar10_slimming", "nasbench201_search", "nasbench_ranking")
+EXPERIMENTS = (
+    SEARCH,
+    "cifar10_elastic",
+    "cifar10_slimming",
+    "cifar10_predictor",
+    "nasbench201_search",
+    "nasbench_ranking",
+)
 DOCUMENTS = [("README.md", SEARCH), ("README.md", "nasbench201_search")]
 DOCUMENTS += [("results/README.md", name) for name in EXPERIMENTS]
 
