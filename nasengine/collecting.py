@@ -286,6 +286,7 @@ def _collect_by_parts(
             parts / _part(number),
             "nasengine.collecting:collect_one",
             {"number": number, "architecture": str(job.architectures[number]), **arguments},
+            device=job.settings.device,
         )
         for number in job.architectures
         if number not in rows

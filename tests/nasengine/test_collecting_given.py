@@ -15,6 +15,7 @@ from nasengine.errors import InterruptedRun, NasengineError, RunError, SettingEr
 from nasengine.labelling import CollectJob
 from nasengine.loop import Observer
 from nasengine.searching import open_search
+from nasengine.workers import Work
 from tests.nasengine.runs import flags, record
 from tests.nasengine.tasks import float_dataset
 from tests.nasengine.test_collecting import COLLECT, rows
@@ -72,6 +73,21 @@ def test_several_workers_make_the_same_labels(drawn: Path, small: str, tmp_path:
     assert {n: v for n, v in more.record["result"].items() if "seconds" not in n} == {
         n: v for n, v in record(drawn)["result"].items() if "seconds" not in n
     }
+
+
+def test_labels_go_to_workers_with_their_device(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Work] = []
+
+    def stopped(works: list[Work], *more: object) -> None:
+        sent.extend(works)
+        raise InterruptedRun("Stopped.")
+
+    monkeypatch.setattr("nasengine.collecting.perform", stopped)
+    with pytest.raises(InterruptedRun):
+        settings = (*COLLECT, "collect.device=auto")
+        collect("nasbench101", small, count=2, settings=settings, out=tmp_path / "out", workers=2)
+    assert [(work.directory.name, work.device) for work in sent] == [("00000", "auto"), ("00001", "auto")]
+    assert record(tmp_path / "out")["status"] == "interrupted"
 
 
 def test_labels_that_are_there_are_not_made_again(drawn: Path, tmp_path: Path) -> None:
