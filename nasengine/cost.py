@@ -28,9 +28,13 @@ def multiply_adds(build: Callable[[], nn.Module], shapes: Shapes) -> int:
     """
     with torch.device("meta"):
         network = build().eval().requires_grad_(False)
-        inputs = shapes.zeros(1)
+    return work(network, shapes.zeros(1).to("meta"))
+
+
+def work(network: nn.Module, inputs: Tensor) -> int:
+    """Multiply-adds of convolutions and matrix products in a forward pass, on any device."""
     # a forward pass may make tensors without saying where
-    with OwnWork(network) as own, torch.no_grad(), torch.device("meta"):
+    with OwnWork(network) as own, torch.no_grad(), torch.device(inputs.device):
         network(inputs)
     return sum(own.work().values())
 

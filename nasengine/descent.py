@@ -7,11 +7,14 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from nasengine.architecture import Architecture
+from nasengine.cost import memory, parameters, work
 from nasengine.errors import ArchitectureError, LimitError
 from nasengine.settings import in_seconds
 
 if TYPE_CHECKING:
-    from nasengine.budget import CostModel, FullCost, Limits
+    from nasengine.budget import CostModel, FullCost, Limits, Measured
+    from nasengine.space import Space
+    from nasengine.task import Shapes
 
 Key = Callable[["FullCost"], float]
 Rank = tuple[float, ...]
@@ -22,7 +25,34 @@ _SHARES: Final = tuple(share / 10 for share in range(11))
 _FEW_SHARES: Final = (0.25, 0.5, 0.75)
 _OPTIONS: Final = ("--max-params", "--max-flops", "--max-latency", "--max-memory")
 _LATENCY: Final = 2
-_FAR: Final = 0.5  # of a measured latency
+_MEMORY: Final = 3
+_FAR: Final = 0.5  # of what one network takes
+
+
+def refuse_early(space: Space, shapes: Shapes, limits: Limits, measured: Measured, form: str = "") -> None:
+    """Raises LimitError for limits below the least network of a space that knows it, from that network alone.
+
+    Others may be faster or hold less: a latency or memory is refused only where it is far below.
+
+    Args:
+        space: in its final form; `form` says what that changes.
+        measured: tells seconds.
+    """
+    least = space.least(space.choices(shapes))
+    if least is None:
+        return
+    network = space.build(least, shapes).eval().requires_grad_(False)  # no meta device, whose first use takes a second
+    costs: list[Callable[[], float]] = [
+        lambda: parameters(network),
+        lambda: work(network, shapes.zeros(1)),
+        lambda: measured.measure(least),
+        lambda: memory(lambda: space.build(least, shapes), shapes),
+    ]
+    for place, limit in enumerate(limits.all()):
+        if limit is not None:
+            found = costs[place]()
+            if limit < found * (_FAR if place in (_LATENCY, _MEMORY) else 1):
+                raise LimitError(_below(space, form, place, limit, found))
 
 
 def nearest(model: CostModel, limits: Limits) -> Architecture:
@@ -62,7 +92,7 @@ def _refuse_early(model: CostModel, limits: Limits, smallest: Architecture) -> N
         fastest = _least(model, limits, lambda cost: cost[_LATENCY], smallest)
     seconds = measured.measure(fastest)
     if limits.latency < _FAR * seconds:
-        raise LimitError(_below(model, _LATENCY, limits.latency, seconds))
+        raise LimitError(_below(model.space, model.form, _LATENCY, limits.latency, seconds))
 
 
 def _sum_of(limits: Limits, one: int, other: int, share: float) -> Key:
@@ -114,7 +144,7 @@ def _impossible(model: CostModel, limits: Limits, best: Architecture) -> str:
         alone = _least(model, limits, lambda cost, i=place: cost[i], best) if limit else best  # type: ignore[misc]
         least = model.full(alone, limits)[place]
         if limit and least > limit:
-            return _below(model, place, limit, least)
+            return _below(model.space, model.form, place, limit, least)
     cost, limited = model.full(best, limits), [place for place, limit in enumerate(limits.all()) if limit]
     parts = [_cost(place, cost[place]) for place in limited]
     return (
@@ -124,13 +154,13 @@ def _impossible(model: CostModel, limits: Limits, best: Architecture) -> str:
     )
 
 
-def _below(model: CostModel, place: int, limit: float, least: float) -> str:
-    form = f" {model.form}" if model.form else ""
+def _below(space: Space, form: str, place: int, limit: float, least: float) -> str:
+    form = f" {form}" if form else ""
     timed = place == _LATENCY
     wanted, enough = (in_seconds(limit), in_seconds(least)) if timed else (f"{limit:,}", f"{least}")
     found = f"{enough} of the fastest network found" if timed else f"{_cost(place, least)} of its smallest network"
     return (
-        f"The limit must leave an architecture of space {model.space.name!r}, but {_OPTIONS[place]} {wanted} is below "
+        f"The limit must leave an architecture of space {space.name!r}, but {_OPTIONS[place]} {wanted} is below "
         f"the {found}{form}; give {enough} or more."
     )
 

@@ -25,6 +25,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now, self.most = 0, 0
         self._held: dict[int, tuple[weakref.ref[Any], int]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operation imports torch's compiler, for a second or two
+
     def hold(self, tensor: Tensor) -> None:
         """Counts the storage of a tensor, once."""
         storage = tensor.untyped_storage()

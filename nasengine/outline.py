@@ -6,7 +6,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -279,7 +279,10 @@ class Sketches:
         self.space, self.shapes, self.batch_size = space, shapes, batch_size
         self.pieces: dict[str, Piece] = {}
         self._known: dict[Architecture, Sketch] = {}
-        self._outline = Outline(space, shapes, batch_size) if has_blueprint(space) else None
+
+    @cached_property
+    def _outline(self) -> Outline | None:
+        return Outline(self.space, self.shapes, self.batch_size) if has_blueprint(self.space) else None
 
     def __call__(self, architecture: Architecture) -> Sketch:
         """What the derived network of an architecture does."""

@@ -25,6 +25,7 @@ from nasengine.config import (
     read_config,
     resolve_device,
 )
+from nasengine.descent import refuse_early
 from nasengine.drawing import changes, draw
 from nasengine.errors import LimitError, RunError
 from nasengine.evolution import Budget
@@ -91,11 +92,13 @@ class SearchJob:
         self.valid = self._batches(self.valid_indices, VALID)
         self.epochs, self.steps_per_epoch = settings.epochs, len(self.train)
         self.judge = Judge(task, settings, self.train_indices, self.valid_indices, RECALIBRATION, self.device)
-        with seeded(settings.seed, WEIGHTS):
-            check_network(space, task.shapes, self.device)
         self.limits = Limits(settings.max_params, settings.max_flops, settings.max_latency, settings.max_memory)
         self.footprint = Footprint(self.final, task.shapes, settings.latency, self._told)
         form = space.form(self.final)
+        if self.limits:
+            refuse_early(self.final, task.shapes, self.limits, self.footprint, form)
+        with seeded(settings.seed, WEIGHTS):
+            check_network(space, task.shapes, self.device)
         self.costs = CostModel(self.final, task.shapes, self.footprint, form) if self.limits else None
         if self.costs is not None:
             self.costs.check()

@@ -7,23 +7,24 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 Path = tuple[nn.Module, ...]
 """Modules, each called by the one before it."""
 
 
 class OwnWork(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the multiply-adds that every module does outside its children, on the meta device.
+    """Counts the multiply-adds that every module does outside its children, on any device.
 
-    There what an operation costs and gives depends on shapes alone: each is computed once per shapes, since torch's
-    kernels for the meta device are slow and the cells of a network are much alike.
+    On the meta device what an operation costs and gives depends on shapes alone: each is computed once per shapes, as
+    torch's kernels for it are slow and the cells of a network are much alike.
     """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._modules = list(network.modules())
+        self._within = set(network.modules())
         self._flops: dict[Path, int] = {}
         self._open: list[nn.Module] = []
         self._known: dict[object, tuple[int, object]] = {}
@@ -32,11 +33,15 @@ class OwnWork(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Multiply-adds by the path to the module that does them; paths without are left out."""
         return {path: flops // 2 for path, flops in self._flops.items()}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else the first operation imports torch's compiler, for a second or two
+
     def __enter__(self) -> Self:
+        # for all modules at once: thousands of hooks of single modules take longer than the pass
         self._handles = [
-            handle
-            for module in self._modules
-            for handle in (module.register_forward_pre_hook(self._enter), module.register_forward_hook(self._leave))
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave),
         ]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -53,9 +58,9 @@ class OwnWork(TorchDispatchMode):  # type: ignore[no-untyped-call]
             flops, form = self._known[key]
             output = _blank(form)
         else:
-            with FlopCounterMode(display=False) as counter:
-                output = func(*args, **kwargs)
-            flops = int(counter.get_total_flops())
+            output = func(*args, **kwargs)
+            count = flop_registry.get(func.overloadpacket)
+            flops = int(count(*args, **kwargs, out_val=output)) if count is not None else 0
             if key is not None:
                 with suppress(TypeError):
                     self._known[key] = flops, _form(output)
@@ -66,11 +71,13 @@ class OwnWork(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _enter(self, module: nn.Module, inputs: object) -> None:
         del inputs
-        self._open.append(module)
+        if module in self._within:
+            self._open.append(module)
 
     def _leave(self, module: nn.Module, inputs: object, outputs: object) -> None:
-        del module, inputs, outputs
-        self._open.pop()
+        del inputs, outputs
+        if module in self._within:
+            self._open.pop()
 
 
 class _Blank(NamedTuple):

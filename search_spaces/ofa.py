@@ -132,6 +132,10 @@ class OFA(Space):
 
     # The network
 
+    def least(self, choices: Mapping[str, Choice]) -> Architecture:
+        """That of all smallest sizes."""
+        return self.smallest(choices)
+
     def network(self, shapes: Shapes) -> nn.Module:
         if len(shapes.input) != 3:
             raise DataError(

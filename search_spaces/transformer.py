@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
@@ -9,7 +10,7 @@ import networkx as nx
 import torch
 from torch import Tensor, nn
 
-from nasengine.architecture import Architecture
+from nasengine.architecture import Architecture, Choice
 from nasengine.attention import ElasticAttention
 from nasengine.elastic import ElasticDepth, Size
 from nasengine.errors import DataError, SettingError, UnknownNameError
@@ -72,6 +73,10 @@ class Transformer(Space):
                 raise UnknownNameError("name in space.fixed", name, DIMENSIONS)
         if set(fixed) == set(DIMENSIONS):
             raise SettingError(f"space.fixed must leave a choice, but has all of {self.fixed}; leave one out.")
+
+    def least(self, choices: Mapping[str, Choice]) -> Architecture:
+        """That of all smallest sizes."""
+        return self.smallest(choices)
 
     def network(self, shapes: Shapes) -> nn.Module:
         side, count = _patches(self.patch, shapes)

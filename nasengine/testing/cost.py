@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from operator import lt
+
 import torch
 
 from nasengine import cost
@@ -34,6 +36,13 @@ def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
         for mixture in (places, one_hot):
             expected = Cost(*(round(float(number)) for number in model.expected(mixture)))
             require(expected == said, "the expected cost must be exact where all is decided")
+    least = final.least(choices)
+    if least is not None:
+        others = [*drawn, *final.neighbours(choices, least)]
+        below = [a for a in others if any(map(lt, model.of(a), model.of(least)))]
+        require(not below, f"no architecture may cost less than the least one, but {below[:1]} does")
+        computed = cost.work(final.build(least, shapes).eval(), shapes.zeros(1))
+        require(computed == model.of(least).multiply_adds, "the work must be the same on any device")
     for architecture in list(drawn)[:_HELD]:
         held = cost.memory(lambda a=architecture: space.final().build(a, shapes), shapes)  # type: ignore[misc]
         walked = sketches(architecture).memory

@@ -14,7 +14,8 @@ from nasengine.operations import DropPath
 from nasengine.seeding import generator
 from nasengine.supernet import MixedOp
 from nasengine.task import Shapes
-from search_spaces.darts import DARTS, KINDS, ImageNetStem, Network
+from search_spaces._darts_network import ImageNetStem, Network
+from search_spaces.darts import DARTS, KINDS
 
 OPERATION_NAMES = (
     "none",

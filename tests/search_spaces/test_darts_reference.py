@@ -23,7 +23,8 @@ from nasengine.bilevel import Evaluate, VirtualStep, first_order, second_order
 from nasengine.operations import DepthwiseConv
 from nasengine.supernet import MixedOp, Supernet, decided
 from nasengine.task import Batch, Shapes
-from search_spaces.darts import DARTS, KINDS, DerivedCell, SearchCell
+from search_spaces._darts_network import DerivedCell, SearchCell
+from search_spaces.darts import DARTS, KINDS
 
 GOLDEN: Final[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "golden" / "darts_reference.json").read_text(encoding="utf-8")

@@ -92,6 +92,17 @@ def test_the_cost_of_a_search_is_that_of_the_trained_network(cli: Run, small: st
 # Limits that nothing keeps
 
 
+@pytest.mark.parametrize("limit", ["--max-params", "--max-flops", "--max-latency", "--max-memory"])
+@pytest.mark.parametrize("space", SPACES)
+def test_a_limit_below_the_least_network_is_answered_from_that_network_alone(
+    refuse: Refuse, small: str, monkeypatch: pytest.MonkeyPatch, space: str, limit: str
+) -> None:
+    monkeypatch.setattr("nasengine.searching.CostModel", lambda *_: pytest.fail("all costs were counted"))
+    monkeypatch.setattr("nasengine.searching.check_network", lambda *_: pytest.fail("the supernet was tried"))
+    sentence = refuse(*common(space, "rarts", small), limit, "1us" if limit == "--max-latency" else 2)
+    assert f"{limit} " in sentence and re.search(r"; give \S+ or more\.$", sentence)
+
+
 @pytest.mark.parametrize(
     ("limit", "value", "told"),
     [
