@@ -10,7 +10,6 @@ import torch
 import typer
 
 from nasengine import cost
-from nasengine._cli.compare_progress import counted
 from nasengine._cli.progress import duration
 from nasengine.algorithm import state_dict
 from nasengine.architecture import Architecture
@@ -27,6 +26,7 @@ from nasengine.space import Space
 from nasengine.task import Task
 from nasengine.train_plan import TrainPlan
 from nasengine.training import TrainJob
+from nasengine.wording import counted
 
 _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 
@@ -39,9 +39,9 @@ def search_cost(plan: SearchPlan) -> None:
     # a schedule that fits the steps of the probe, so that all its phases are timed
     job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 1 + _PROBES)
     step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES)
-    length = f"{job.epochs} epochs of {job.steps_per_epoch} steps"
+    length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}"
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
-    typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
+    typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {counted(len(supernet.choices), 'choice')}")
     _print_step(step, steps, plan.settings.batch_size)
     if job.costs is not None:
         found = in_words(job.limits, job.costs.full(job.costs.nearest(job.limits), job.limits))
@@ -67,7 +67,9 @@ def collecting_cost(plan: CollectPlan) -> None:
         start = time.perf_counter()
         job.step(0)
         seconds = (time.perf_counter() - start) * job.epochs
-        typer.echo(f"labels: {job.epochs} architectures with the weights of {plan.inherit}, about {seconds:,.0f} s")
+        typer.echo(
+            f"labels: {counted(job.epochs, 'architecture')} with the weights of {plan.inherit}, about {seconds:,.0f} s"
+        )
         return
     steps, seconds, memory = job.epochs * job.steps_per_epoch, 0.0, 0
     trainings = [job.begin(number, 0) for number in range(min(_ARCHITECTURES, job.epochs))]
@@ -76,8 +78,8 @@ def collecting_cost(plan: CollectPlan) -> None:
         seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
     sizes = [cost.parameters(training.network) for training in trainings]
     often = f"{settings.repeats} times " if settings.repeats > 1 else ""
-    length = f"{often}{settings.epochs} epochs of {job.steps_per_pass} steps each"
-    typer.echo(f"labels: {settings.count} architectures of {plan.space.name} on {plan.task.name}, {length}")
+    length = f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each"
+    typer.echo(f"labels: {counted(settings.count, 'architecture')} of {plan.space.name} on {plan.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
     _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
 
@@ -92,7 +94,8 @@ def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
     )
     for label, calibration in found.items():
         taken = duration(calibration.seconds(epochs[label]))
-        typer.echo(f"  {label}: {counted(epochs[label])} of {calibration.steps} steps, about {taken} a search")
+        length = f"{counted(epochs[label], 'epoch')} of {counted(calibration.steps, 'step')}"
+        typer.echo(f"  {label}: {length}, about {taken} a search")
     searching = count * sum(calibration.seconds(epochs[label]) for label, calibration in found.items())
     training = count * len(found) * training_seconds(plan, workers)
     runs = count * len(found)
@@ -121,7 +124,7 @@ def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> None:
     hours = step.seconds * steps / 3600
     duration = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
     typer.echo(f"  a step of {batch_size}: about {step.seconds:.2f} s and {step.memory / 2**20:,.0f} MiB")
-    typer.echo(f"  {steps:,} steps: about {duration}, without evaluation")
+    typer.echo(f"  {counted(steps, 'step')}: about {duration}, without evaluation")
 
 
 def _held_by(training: TrainJob) -> int:

@@ -66,7 +66,7 @@ MaxFlops = Annotated[
 MaxLatency = Annotated[
     str | None,
     typer.Option(
-        help="Most seconds of a forward pass of it, such as 5ms; on what is a setting, such as search.latency.threads.",
+        help="Most time of a forward pass of it, such as 5ms; on what is a setting, such as search.latency.threads.",
         metavar="TIME",
         show_default=False,
     ),
