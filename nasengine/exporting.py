@@ -183,6 +183,7 @@ def _record(
         **trained.scores,
         "interface": interface.plain(),
         "preprocessing": interface.preprocessing,
+        "postprocessing": interface.postprocessing,
         "tolerance": TOLERANCE,
         "batches": list(BATCHES),
         "versions": {

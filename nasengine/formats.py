@@ -117,7 +117,8 @@ class Writers:
 
     def _interface(self) -> dict[str, Any]:
         interface = self.trained.interface
-        return {**interface.plain(), "preprocessing": interface.preprocessing}
+        words = {"preprocessing": interface.preprocessing, "postprocessing": interface.postprocessing}
+        return {**interface.plain(), **words}
 
 
 def _said(error: Exception) -> str:

@@ -117,7 +117,11 @@ def _print(result: ProfileResult) -> None:
     machine = result.machine
     versions = " ".join(f"{name} {number}" for name, number in machine["versions"].items())
     typer.echo(f"{machine['device']}, {machine['runtime']} ({versions}), threads {machine['threads']}", nl=False)
-    typer.echo(f", batch size {machine['batch_size']}\n")
+    typer.echo(f", batch size {machine['batch_size']}")
+    if result.form:
+        typer.echo(f"the network {result.form} (another form by --set final.NAME=VALUE)")
+    typer.echo("latency: the floor, which the fastest passes come to again and again; quartiles: of all passes, with")
+    typer.echo("what other programs took of the machine, so that the floor lies below them\n")
     typer.echo(
         f"{'latency':>10} {'quartiles':>23} {'by the table':>13} {'bytes':>14} {'parameters':>12} {'multiply-adds':>15}"
     )

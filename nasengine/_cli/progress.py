@@ -238,6 +238,8 @@ def print_front(result: FrontResult) -> None:
         typer.echo(f"  … {len(result.texts) - shown} more in front.csv")
     found, best = result.record["result"], int(result.front["score"].to_numpy().argmax())
     typer.echo(f"\n{found['points']} of {found['evaluated']:,} architectures are on the front; scores are guessed")
+    if found["trained_with"]:
+        typer.echo(f"costs are of the network {found['trained_with']} (another form by --set final.NAME=VALUE)")
     if found.get("latency_by") == "measurement":
         error = f"{found['latency_table_error']:.0%}"
         typer.echo(f"the table of operations is off by {error} here: it led the search, and the front was measured")

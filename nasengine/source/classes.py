@@ -20,6 +20,7 @@ WIDTH: Final = 110
 _TAKEN: Final = {
     *("annotations", "json", "sys", "Path", "Any", "torch", "F", "Tensor", "nn", "OrderedDict"),
     *("ARCHITECTURE", "CLASSES", "INPUT_SHAPE", "VOCABULARY", "MEAN", "STD", "WEIGHTS"),
+    *("TARGET_MEAN", "TARGET_STD", "postprocess"),
     *("preprocess", "load", "read_safetensors"),
 }
 

@@ -129,9 +129,7 @@ class _StopAt(Observer):
 
 def test_stopped_anywhere_it_goes_on(whole: CompareResult, small: str, tmp_path: Path, calibrations: list[str]) -> None:
     out = tmp_path / "stopped"
-    with pytest.raises(
-        InterruptedRun, match=r"Stopped by SIGINT after step 1 of 2 in the stage .search., all is"
-    ):
+    with pytest.raises(InterruptedRun, match=r"Stopped by SIGINT after step 1 of 2 in the stage .search., all is"):
         compared(small, out, observer=_Stopping(step=1))
     assert record(out)["status"] == "interrupted" and calibrations == ["darts", "random:samples=2"]
     for works in (3, 2):

@@ -82,7 +82,8 @@ def test_files_say_what_the_network_takes(tmp_path: Path) -> None:
     one = trained(nn.Sequential(nn.Linear(6, 2)))
     for name in ("pt2", "onnx", "py"):
         Writers(one).write(name, tmp_path)
-    expected = one.interface.plain() | {"preprocessing": one.interface.preprocessing}
+    words = {"preprocessing": one.interface.preprocessing, "postprocessing": one.interface.postprocessing}
+    expected = one.interface.plain() | words
     model = onnx.load(tmp_path / "network.onnx")
     assert {entry.key: json.loads(entry.value) for entry in model.metadata_props}.items() >= expected.items()
     assert model.graph.input[0].name == "input" and model.graph.output[0].name == "output"
