@@ -158,8 +158,8 @@ class _Comparison:
 
     def make(self) -> None:
         """All stages; what has ended is left alone."""
-        self._stage("calibrate", self._calibrate)
         try:
+            self._stage("calibrate", self._calibrate)
             self.epochs = epochs_of(self.calibrations, self.plan.settings.budget)
         except SettingError:
             self.run.discard([])  # nothing has begun, so that the same directory can be given a larger budget

@@ -117,8 +117,8 @@ def profile(
             images of 10 classes.
         count: networks of the space, where none is named.
         seconds: to spend on a network that is named, at least; a quarter of that on each of a space.
-        settings: texts such as "latency.threads=2", "latency.runtime=onnxruntime" or "final.channels=16", of the network
-            that is measured; "space.channels=16" says the same.
+        settings: texts such as "latency.threads=2", "latency.runtime=onnxruntime" or "final.channels=16", of what is
+            measured; "space.channels=16" says the same.
         progress: is called with ("pieces" or "networks", done, all).
 
     Raises:

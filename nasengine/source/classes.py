@@ -147,7 +147,8 @@ class Classes:
         if buffer.numel() > MOST_NUMBERS:
             raise ExportError(
                 f"A buffer without a place in the weights must have at most {MOST_NUMBERS} numbers to be written as "
-                f"Python code, but {path} has {buffer.numel()}; leave py out of --format, or make it persistent."
+                f"Python code, but {path} has {buffer.numel()}; leave py out of the formats "
+                "(--format), or make it persistent."
             )
         values = f"torch.tensor({buffer.tolist()!r}, dtype={buffer.dtype})"
         return f'self.register_buffer("{name}", {values}, persistent=False)'

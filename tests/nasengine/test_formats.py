@@ -73,7 +73,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(package: str, monke
         check_packages(["pt2", "onnx"])
     assert str(error.value) == (
         f"The format onnx needs {package}, but this Python has not; install it with `pip install 'nasengine[export]'`, "
-        "or leave onnx out of the formats."
+        "or leave onnx out of the formats (--format)."
     )
 
 

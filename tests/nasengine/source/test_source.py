@@ -314,4 +314,4 @@ def _of_aten(self: nn.Module, x: Tensor) -> Tensor:
 def test_what_cannot_be_written_is_told(forward: Callable[..., Tensor], said: str) -> None:
     with pytest.raises(ExportError) as error:
         source(plain(forward, count=_Counting()), interface_of(ROWS), "", "")
-    assert said in str(error.value) and "leave py out of --format" in str(error.value)
+    assert said in str(error.value) and "leave py out of the formats (--format)" in str(error.value)
