@@ -11,6 +11,7 @@ from nasengine._cli.options import (
     Config,
     Data,
     Device,
+    DryRun,
     MaxFlops,
     MaxLatency,
     MaxMemory,
@@ -93,6 +94,7 @@ def run(
     out: Out = None,
     resume: Resume = False,
     workers: Workers = "1",
+    dry_run: DryRun = False,
 ) -> None:
     """Go from a question to a tested, exported network.
 
@@ -124,6 +126,15 @@ def run(
     }
     settings = assignments(set_, flags)
     stored = read_config(config, "run") if config is not None else None
+    if dry_run:
+        from nasengine._cli.dry_run import running_cost
+        from nasengine.run_plan import plan_run
+        from nasengine.workers import checked_workers
+
+        number = checked_workers(workers)
+        plan = plan_run(space=space, algorithm=algo, task=data, predictor=predictor, settings=settings, config=stored)
+        running_cost(plan, number)
+        return
     progress = RunProgress()
     try:
         with progress:

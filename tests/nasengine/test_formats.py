@@ -58,7 +58,8 @@ def test_an_operation_that_onnx_has_not_is_told(tmp_path: Path) -> None:
             return torch.special.bessel_j0(x)
 
     with pytest.raises(
-        ExportError, match=r"A network must be of operations that ONNX has .*; leave onnx out of --form"
+        ExportError,
+        match=r"A network must be of operations that ONNX has .*; leave onnx out of the formats \(--format\)\.$",
     ):
         Writers(trained(Own())).write("onnx", tmp_path)
 
