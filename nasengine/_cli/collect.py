@@ -36,7 +36,10 @@ _Count = Annotated[
 _Architectures = Annotated[
     Path | None,
     typer.Option(
-        help="Label these: CSV or parquet, such as the next.csv of a ranking.  [default: random ones]",
+        help=(
+            "Label these: CSV or parquet, such as the next.csv of a ranking; space and data are those of its run.  "
+            "[default: random ones]"
+        ),
         metavar="FILE",
         show_default=False,
     ),

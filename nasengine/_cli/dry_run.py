@@ -29,6 +29,7 @@ from nasengine.task import Task
 from nasengine.train_plan import TrainPlan
 from nasengine.training import TrainJob
 from nasengine.wording import counted
+from nasengine.workers import checked_workers
 
 _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 _LONG = 5.0  # seconds of a step
@@ -79,6 +80,7 @@ def collecting_cost(plan: CollectPlan) -> None:
 
 def running_cost(plan: RunPlan, workers: int | str) -> None:
     """Prints the stages of a pipeline, and about how long those take that train or score."""
+    number = checked_workers(workers)
     own, task, count = plan.settings, plan.task, int(plan.config["propose"]["count"])
     job, searching = _print_search(plan.search)
     typer.echo(f"propose: {counted(count, 'candidate')} of the search, of which {own.labels} are scored")
@@ -97,7 +99,7 @@ def running_cost(plan: RunPlan, workers: int | str) -> None:
     front = [f"front: against {own.against}"] if plan.front is not None else []
     export = [f"export: {own.export}"] if own.export != "none" else []
     typer.echo("\n".join(["test: the winner alone, once", *front, *export, "report: report.html"]))
-    many = workers if isinstance(workers, int) else 1
+    many = number if isinstance(number, int) else 1
     shared = f", labels and trainings {many} at a time, if they do not slow each other" if many > 1 else ""
     typer.echo(f"in all: about {duration(searching + (labelling + training) / many)}{shared}, without evaluation")
 
