@@ -45,7 +45,7 @@ def test_ctrl_c_tells_how_to_go_on(cli: Run, command: tuple[str, ...], monkeypat
     code, _, err = cli(*command, "--out", "a run", "--workers", "2")
     assert code == 130
     again = "nasengine compare --out 'a run' --workers 2 --resume"
-    assert err == f"nasengine: Stopped, all is saved: go on with '{again}'.\n"
+    assert err == f"nasengine: Stopped in the stage 'search', all is saved: go on with '{again}'.\n"
     assert record(Path("a run"))["status"] == "interrupted"
 
 
