@@ -146,7 +146,8 @@ class CostModel:
     form: str = ""
 
     def __init__(self, space: Space, shapes: Shapes, measured: Measured | None = None, form: str = "") -> None:
-        self.space, self.shapes, self.measured, self.form = space, shapes, measured, form
+        self.space, self.shapes, self.measured = space, shapes, measured
+        self.form = f"{form} (another form by --set final.NAME=VALUE)" if form else ""
         with torch.device("meta"):
             network = space.blueprint(shapes).eval().requires_grad_(False)
         _check_kinds(network)

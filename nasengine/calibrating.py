@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -66,28 +66,48 @@ class Calibration:
 
 
 def calibrated(plan: ComparePlan, contender: Contender, workers: int | str) -> Calibration:
-    """Times the search of one algorithm, alone on the machine, with as many threads as it will have."""
+    """Times the search of one algorithm, alone on the machine, with as many threads as it will have.
+
+    Raises:
+        SettingError: not even one epoch fits the budget, as soon as that is known.
+    """
+    budget, label = plan.settings.budget, contender.label
     with _threads(workers), seeded(plan.search.seed, TRAIN):
         job = SearchJob(plan.space, contender.algorithm, plan.task, plan.search_settings(1, plan.search.seed))
         rough = _steps(job, _TRIAL)  # the first steps of a process are slow
-        allowed = min(_MOST_SECONDS, _SHARE * plan.settings.budget)
-        step = _steps(job, min(_MOST, max(_FEWEST, round(allowed / rough))))
+        allowed = min(_MOST_SECONDS, _SHARE * budget)
+        step = _steps(job, min(_MOST, max(_FEWEST, round(allowed / rough))), partial(_check_steps, budget, label))
         evaluation = _evaluation(job)
+        _check(budget, label, step * job.steps_per_epoch + 2 * evaluation, " without what its answer takes")
         if evaluation < allowed:
             evaluation = _evaluation(job)
-        return Calibration(step, job.steps_per_epoch, evaluation, evaluation + _deriving(job) + _drawing(job))
+        found = Calibration(step, job.steps_per_epoch, evaluation, evaluation + _deriving(job) + _drawing(job))
+        epochs_of({label: found}, budget)
+        return found
 
 
 def epochs_of(calibrations: Mapping[str, Calibration], budget: float) -> dict[str, int]:
     """The epochs that fit a budget in seconds, by label. Raises SettingError where not even one does."""
     label, slowest = max(calibrations.items(), key=lambda item: item[1].seconds(1))
-    if slowest.seconds(1) > budget:
-        least = int(slowest.seconds(1) * 1.1) + 1  # with some room, for no two calibrations are the same
-        raise SettingError(
-            f"A budget must fit one epoch of the slowest algorithm, {label!r}, which takes about "
-            f"{slowest.seconds(1):.3g} s here, but is {budget:.3g} s; give --budget {least}s or more."
-        )
+    _check(budget, label, slowest.seconds(1))
     return {label: calibration.epochs(budget) for label, calibration in calibrations.items()}
+
+
+def _check(budget: float, label: str, seconds: float, without: str = "") -> None:
+    """Raises SettingError where a search of one epoch takes longer than the budget."""
+    if seconds > budget:
+        least = int(seconds * 1.1) + 1  # with some room, for no two calibrations are the same
+        advice = "a --budget well above that" if without else f"--budget {least}s or more"
+        raise SettingError(
+            f"A budget must fit one epoch of every algorithm, but that of {label!r} takes about {seconds:.3g} s "
+            f"here{without}, and the budget is {budget:.3g} s; give {advice}."
+        )
+
+
+def _check_steps(budget: float, label: str, seconds: float, done: int, count: int, epoch: int) -> None:
+    """Raises SettingError once the steps that are done say that those of an epoch take longer than the budget."""
+    if seconds / count * epoch > budget:  # even if the steps to come took no time
+        _check(budget, label, seconds / done * epoch, " in its steps alone")
 
 
 def training_seconds(plan: ComparePlan, workers: int | str) -> float:
@@ -111,15 +131,17 @@ def _nothing() -> int:
     return 0
 
 
-def _steps(job: SearchJob, count: int) -> float:
-    """Seconds of a step, of a search of `count` steps."""
+def _steps(job: SearchJob, count: int, check: Callable[[float, int, int, int], object] = lambda *_: None) -> float:
+    """Seconds of a step, of a search of `count` steps; `check` sees (seconds, done, count, steps of an epoch)."""
     supernet = job.algorithm.supernet(job.state)
     job.state = job.algorithm.init(supernet, generator(job.settings.seed), count)
-    start = _clock()
+    start, spent = _clock(), 0.0
     for step in range(count):
         for value in job.step(step).values():
             value.item()  # waits for the device
-    return (_clock() - start) / count
+        spent = _clock() - start
+        check(spent, step + 1, count, job.steps_per_epoch)
+    return spent / count
 
 
 def _evaluation(job: SearchJob) -> float:

@@ -40,7 +40,7 @@ from nasengine.labelling import (
 from nasengine.labels import read_architectures, read_source
 from nasengine.loop import Loop, Observer, describe_device, seeded
 from nasengine.registry import SPACES
-from nasengine.run_directory import CHECKPOINT, Run, read_record
+from nasengine.run_directory import CHECKPOINT, RECORD, Run, read_record
 from nasengine.searching import TRAIN, open_search
 from nasengine.settings import plain
 from nasengine.space import Space
@@ -148,7 +148,7 @@ def plan_collection(
     config: Mapping[str, Any] | None = None,
 ) -> CollectPlan:
     """Resolves a space, data, settings (texts such as "collect.epochs=5") and a stored configuration."""
-    stored = dict(config or {})
+    stored = {**_origin(architectures, space, task), **(config or {})}
     given = split_assignments(list(settings), GROUPS)
     inherit = inherit if inherit is not None else stored.get("inherit")
     if inherit is not None:
@@ -201,10 +201,11 @@ def collect(
     Workers have one thread each: so has this process to have (OMP_NUM_THREADS=1) for the bits to be theirs.
 
     Args:
-        space: a name, class or instance; "darts" unless `config` has another.
-        task: a data spec, a Dataset or a Task; "digits" unless `config` has another.
+        space: a name, class or instance; "darts" unless `config` or `architectures` have another.
+        task: a data spec, a Dataset or a Task; "digits" unless `config` or `architectures` have another.
         count: how many architectures; collect.count by default, or all that are given.
-        architectures: a table or file of those to label, such as the next.csv of a ranking; else random ones.
+        architectures: a table or file of those to label, such as the next.csv of a ranking; else random ones. Of a file
+            in the directory of a ranking, a proposal or a pipeline, space and data are theirs by default.
         inherit: the directory of a search: nothing is trained, but architectures are judged with the weights that they
             share there, on its data, with batch-norm statistics of their own.
         settings: texts such as "collect.epochs=5", "space.channels=8" or "data.train_portion=0.2".
@@ -302,6 +303,20 @@ def _collect_by_parts(
     result = summary([rows[number] for number in sorted(rows)], job.passes)
     run.update({"status": "finished", "result": {**result, "seconds": run.record["seconds"]}})
     shutil.rmtree(parts, ignore_errors=True)
+
+
+def _origin(
+    architectures: pd.DataFrame | Path | str | None, space: AnySpace | None, task: AnyTask | None
+) -> dict[str, Any]:
+    """Space and data of the run that wrote a file of architectures, where they are known and no others are given."""
+    if not isinstance(architectures, (Path, str)):
+        return {}
+    above = Path(architectures).expanduser().parent
+    record: dict[str, Any] = read_record(above) if (above / RECORD).exists() else {"verb": ""}
+    if record["verb"] not in ("propose", "rank", "run"):
+        return {}
+    config = record["config"]
+    return {name: config[name] for name, own in (("space", space), ("data", task)) if own is None and name in config}
 
 
 def _check_inherits(space: AnySpace | None, task: AnyTask | None, given: Mapping[str, Mapping[str, str]]) -> None:

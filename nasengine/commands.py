@@ -30,8 +30,13 @@ def training_command(config: Mapping[str, Any], text: str) -> str:
     for group, kind in (("data", DataSettings), ("train", TrainSettings)):
         values, usual = data if group == "data" else dict(config.get("train", {})), plain(kind())
         changed += [f"--set {group}.{key}={_value(value)}" for key, value in values.items() if usual.get(key) != value]
-    parts = ["nasengine train --space", shlex.quote(name), "--genotype", shlex.quote(text), *changed]
+    parts = ["nasengine train --space", shlex.quote(name), "--genotype", quoted(text), *changed]
     return " ".join([*parts, "--data", shlex.quote(str(source)) if source else "YOUR_DATA"])
+
+
+def quoted(text: str) -> str:
+    """A text as a word of a shell: between double quotes where it has single ones and needs no escapes there."""
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
 def _defaults(name: str, final: bool) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def compare(
     with begin(path, "compare", plan.config, facts) as directory:
         directory.update({"status": "running", "config": plan.config})
         comparison = _Comparison(directory, plan, named, number, observer or CompareObserver())
-        with concluded(directory):
+        with concluded(directory, lambda: comparison.stage):
             comparison.make()
         return comparison.result()
 
@@ -154,11 +154,12 @@ class _Comparison:
         self.seconds: dict[str, float] = dict(run.record.get("stages", {}))
         self.calibrations = {label: Calibration(**part) for label, part in run.record.get("calibration", {}).items()}
         self.epochs: dict[str, int] = {}
+        self.stage = ""
 
     def make(self) -> None:
         """All stages; what has ended is left alone."""
-        self._stage("calibrate", self._calibrate)
         try:
+            self._stage("calibrate", self._calibrate)
             self.epochs = epochs_of(self.calibrations, self.plan.settings.budget)
         except SettingError:
             self.run.discard([])  # nothing has begun, so that the same directory can be given a larger budget
@@ -170,6 +171,7 @@ class _Comparison:
 
     def _stage(self, stage: str, make: Callable[[], None]) -> None:
         """Makes a stage, and adds to what it took."""
+        self.stage = stage
         self.observer.began(stage, self.run.path)
         start = time.perf_counter()
         try:

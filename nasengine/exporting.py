@@ -146,14 +146,15 @@ def _difference(name: str, answer: Answer, expected: Sequence[Tensor]) -> dict[s
     if isinstance(answer, str):
         raise ExportError(
             f"An exported file must load and run in a fresh process, but {FILES[name]} does not: {answer.rstrip('.')}; "
-            f"nothing is kept of it, and other formats can be had without {name} in --format."
+            f"nothing is kept of it, and other formats can be had without {name} in the formats (--format)."
         )
     pairs = list(zip(answer, expected, strict=True))
     if any(got.shape != wanted.shape for got, wanted in pairs):
         shapes = next((tuple(got.shape), tuple(wanted.shape)) for got, wanted in pairs if got.shape != wanted.shape)
         raise ExportError(
             f"An exported file must give outputs of the network's shape, {shapes[1]}, but {FILES[name]} gives "
-            f"{shapes[0]}; nothing is kept of it, and other formats can be had without {name} in --format."
+            f"{shapes[0]}; nothing is kept of it, and other formats can be had without {name} in the formats "
+            "(--format)."
         )
     difference = max(float((got - wanted).abs().max()) for got, wanted in pairs)
     scale = max(float(wanted.abs().max()) for wanted in expected)
@@ -161,7 +162,7 @@ def _difference(name: str, answer: Answer, expected: Sequence[Tensor]) -> dict[s
         raise ExportError(
             f"An exported file must give what the network gives up to {TOLERANCE:g} of its largest output "
             f"({scale:.3g}), but {FILES[name]} differs by {difference:.3g}; nothing is kept of it, and other formats "
-            f"can be had without {name} in --format."
+            f"can be had without {name} in the formats (--format)."
         )
     return {"difference": difference, "largest_output": scale}
 
@@ -183,6 +184,7 @@ def _record(
         **trained.scores,
         "interface": interface.plain(),
         "preprocessing": interface.preprocessing,
+        "postprocessing": interface.postprocessing,
         "tolerance": TOLERANCE,
         "batches": list(BATCHES),
         "versions": {

@@ -44,7 +44,7 @@ def check_packages(formats: Iterable[str]) -> None:
         if missing:
             raise MissingExtraError(
                 f"The format {name} needs {' and '.join(missing)}, but this Python has not; install it with "
-                f"`pip install 'nasengine[export]'`, or leave {name} out of the formats."
+                f"`pip install 'nasengine[export]'`, or leave {name} out of the formats (--format)."
             )
 
 
@@ -95,7 +95,7 @@ class Writers:
         except Exception as error:  # torch and onnx raise whatever their parts raise
             raise ExportError(
                 f"A network must be of operations that ONNX has to be exported as onnx, but {_said(error)}; leave onnx "
-                "out of --format."
+                "out of the formats (--format)."
             ) from error
 
     def _py(self, path: Path) -> None:
@@ -117,7 +117,8 @@ class Writers:
 
     def _interface(self) -> dict[str, Any]:
         interface = self.trained.interface
-        return {**interface.plain(), "preprocessing": interface.preprocessing}
+        words = {"preprocessing": interface.preprocessing, "postprocessing": interface.postprocessing}
+        return {**interface.plain(), **words}
 
 
 def _said(error: Exception) -> str:

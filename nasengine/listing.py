@@ -28,7 +28,7 @@ from nasengine.drawing import draw
 from nasengine.errors import ArchitectureError, NasengineError, RunError
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.run_directory import HISTORY, read_record, saving
-from nasengine.settings import Setting, table
+from nasengine.settings import Setting, plain, table
 from nasengine.space import Space
 from nasengine.task import DataSettings
 
@@ -57,7 +57,24 @@ def list() -> builtins.list[Entry]:
     groups |= {"collect": CollectSettings, "propose": ProposeSettings, "rank": RankSettings, "run": RunSettings}
     for prefix, kind in {**groups, "compare": CompareSettings, "front": FrontSettings}.items():
         entries.append(_plugin("settings", prefix, kind, prefix))
-    return entries
+    return [*entries, _final()]
+
+
+def _final() -> Entry:
+    """The settings of the network to train, with the defaults that differ from those of the network of a search."""
+    summary = "The network that is trained in the end, for which limits hold: all settings of the space; by default:"
+    rows = []
+    for name in SPACES.names():
+        try:
+            space = SPACES[name]()
+        except TypeError:  # one with settings that must be given
+            continue
+        usual, final = plain(space), plain(space.final())
+        for row in table(SPACES[name], "final"):
+            field = row.name.removeprefix("final.")
+            if final[field] != usual[field]:
+                rows.append(row._replace(default=final[field], help=f"{name}: {row.help}"))
+    return Entry("settings", "final", summary, tuple(rows))
 
 
 def _plugin(kind: str, name: str, plugin: type, prefix: str) -> Entry:

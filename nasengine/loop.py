@@ -6,7 +6,7 @@ import math
 import random
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -20,6 +20,7 @@ from nasengine.errors import DivergedError, InterruptedRun, RunError
 from nasengine.run_directory import Row, Run, saving
 from nasengine.seeding import generator
 from nasengine.shared_run import agreed, ranks_of
+from nasengine.wording import counted
 
 
 class Job(Protocol):
@@ -215,8 +216,12 @@ class Loop:
 
 
 @contextmanager
-def concluded(run: Run) -> Iterator[None]:
+def concluded(run: Run, stage: Callable[[], str]) -> Iterator[None]:
     """Writes into run.json that a run of several stages was interrupted or diverged; a stage has told it in its own.
+
+    Args:
+        run: of all stages.
+        stage: names the one that runs; empty before the first.
 
     Raises:
         InterruptedRun: also where SIGINT or SIGTERM came between the stages.
@@ -230,7 +235,8 @@ def concluded(run: Run) -> Iterator[None]:
         run.update({"status": "interrupted"})
         by = f" by {stop.name}" if stop.name else ""
         said = str(error).partition(",")[0] if isinstance(error, InterruptedRun) else f"Stopped{by}"
-        raise InterruptedRun(f"{said}, all is saved.") from None
+        where = f" in the stage '{stage()}'" if stage() else ""
+        raise InterruptedRun(f"{said}{where}, all is saved.") from None
     except DivergedError:
         run.update({"status": "diverged"})
         raise
@@ -277,7 +283,7 @@ def set_random_state(state: Mapping[str, Any]) -> None:
 
 def describe_device(device: torch.device, processes: int = 1) -> str:
     """A device in words, and how many processes have one of the kind."""
-    cpu = f"{device.type}, {torch.get_num_threads()} threads"
+    cpu = f"{device.type}, {counted(torch.get_num_threads(), 'thread')}"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu
     return name if processes == 1 else f"{processes} x {name}"
 

@@ -153,7 +153,8 @@ class _Job:
         self.progress, self.deviations, self._evolving = progress, dict[Architecture, float](), False
         limits = Limits(settings.max_params, settings.max_flops, settings.max_latency, settings.max_memory)
         self.footprint = Footprint(final, shapes, settings.latency, self._measures, guesses=True)
-        self.prices = Prices(final, shapes, against, limits, self.footprint, space.form(final), costs)
+        self.form = space.form(final)
+        self.prices = Prices(final, shapes, against, limits, self.footprint, self.form, costs)
         choices = space.choices(shapes)
         start = self.prices.start(choices)
         self.prices([start])  # so that a table is calibrated before the first generation
@@ -194,6 +195,7 @@ class _Job:
         seconds = round(time.perf_counter() - start, 1)
         best = float(-values[rows, 0].min())
         result = {"points": len(rows), "evaluated": len(found), "best": best, "seconds": seconds, **told}
+        result["trained_with"] = self.form
         run.update({"status": "finished", "seconds": seconds, "shapes": plain(self.shapes), "result": result})
         self.progress("writing", 1, 1)
         texts = tuple(self.space.write(found[row]) for row in rows)
@@ -305,7 +307,7 @@ def _check_choices(space: Space, final: Space, shapes: Shapes) -> None:
     if {label: choice.options for label, choice in searched.items()} != {n: c.options for n, c in trained.items()}:
         raise SettingError(
             f"The network to train must have the choices of the search of space {space.name!r}, but has others with "
-            f"{space.changes(final).replace('space.', 'final.')}; leave out what changes them."
+            f"{space.changes(final)}; leave out what changes them."
         )
 
 

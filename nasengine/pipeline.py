@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import torch
 
 from nasengine.algorithm import Algorithm
+from nasengine.architecture import Architecture
 from nasengine.candidates import TABLE, candidate_table, chosen_rows, worth
 from nasengine.collecting import collect, read_labels
 from nasengine.config import AnySpace, AnyTask, read_config
 from nasengine.errors import NasengineError, NoOrderError, RunError
 from nasengine.finals import FOLDER, Finalist, final_works, train_finals, winner
+from nasengine.footprint import Footprint
 from nasengine.loop import concluded
 from nasengine.pareto import FRONT as FRONT_TABLE
 from nasengine.pareto import front
@@ -32,6 +34,7 @@ from nasengine.searching import search
 from nasengine.seeding import generator
 from nasengine.task import Task
 from nasengine.training import score_on_test
+from nasengine.wording import counted
 from nasengine.workers import Work, ready_workers, written
 
 if TYPE_CHECKING:
@@ -124,7 +127,7 @@ def run(
     with begin(path, "run", plan.config, facts) as directory:
         directory.update({"status": "running", "config": plan.config})
         stages = _Stages(directory, plan, named, number, observer or RunObserver())
-        with concluded(directory):
+        with concluded(directory, lambda: stages.stage):
             try:
                 result = stages.result()
             except NasengineError:
@@ -143,6 +146,7 @@ class _Stages:
         self.run, self.plan, self.task, self.workers, self.observer = run, plan, task, workers, observer
         self.done: dict[str, dict[str, Any]] = dict(run.record.get("stages", {}))
         self.seconds = sum(float(stage["seconds"]) for stage in self.done.values())
+        self.stage = ""
 
     @property
     def begun(self) -> bool:
@@ -155,6 +159,7 @@ class _Stages:
             if self._stands(name):
                 self.observer.stood(name)
                 continue
+            self.stage = name
             self.observer.began(name, self.run.path)
             before, start = float(self.done.get(name, {}).get("seconds", 0)), time.perf_counter()
             found: dict[str, Any] = {}
@@ -204,7 +209,7 @@ class _Stages:
             propose(self.run.path / SEARCH, task=self.task, config=self.plan.config, out=path)
         result = read_record(path)["result"]
         origins = [f"{result[name]} {name}" for name in get_args(Origin) if name in result]
-        return {"said": f"{result['candidates']} candidates: {', '.join(origins)}"}
+        return {"said": f"{counted(result['candidates'], 'candidate')}: {', '.join(origins)}"}
 
     def _collect(self) -> dict[str, Any]:
         path, settings = self.run.path / SCORES, self.plan.settings
@@ -228,7 +233,7 @@ class _Stages:
             )
         result = read_record(path)["result"]
         best, worst = (_shown(self.plan.task.measure.name, result[f"{end}_score"]) for end in ("best", "worst"))
-        return {"said": f"{result['labels']} labels, {worst} to {best}"}
+        return {"said": f"{counted(result['labels'], 'label')}, {worst} to {best}"}
 
     def _rank(self) -> dict[str, Any]:
         path = self.run.path / RANKING
@@ -269,7 +274,7 @@ class _Stages:
         spread = "" if best.deviation is None else f" ± {_shown(self.plan.task.measure.name, best.deviation)}"
         score = _shown(self.plan.task.measure.name, best.mean)
         return {
-            "said": f"{len(finals)} candidates; the winner ranked {best.rank}, validation {score}{spread}",
+            "said": f"{counted(len(finals), 'candidate')}; the winner ranked {best.rank}, validation {score}{spread}",
             "winner": str(path.relative_to(self.run.path)),
             "rank": best.rank,
             "architecture": str(best.architecture),
@@ -296,7 +301,16 @@ class _Stages:
             path = self.run.path / self.done["train"]["winner"]
             value = score_on_test(path, self.plan.task)
             add_result(path, {f"test_{measure}": value, "test_size": len(self.plan.task.dataset.test_targets)})
-        return {f"test_{measure}": value, "said": f"{_shown(measure, value)} on the test set, by the winner alone"}
+        said = f"{_shown(measure, value)} on the test set, by the winner alone"
+        return {f"test_{measure}": value, "said": said, "latency": self._latency()}
+
+    def _latency(self) -> dict[str, Any]:
+        """What the winner takes, where that is limited."""
+        search = self.plan.search
+        if search.settings.max_latency is None:
+            return {}
+        footprint = Footprint(search.final, search.task.shapes, search.settings.latency)
+        return footprint.facts(Architecture.parse(self.done["train"]["architecture"]))
 
     def _front(self) -> dict[str, Any]:
         path = self.run.path / FRONT
@@ -336,6 +350,7 @@ class _Stages:
             f"valid_{measure}": record[f"valid_{measure}"],
             f"test_{measure}": self.done["test"][f"test_{measure}"],
             **{name: record[name] for name in ("parameters", "multiply_adds")},
+            **self.done["test"].get("latency", {}),
             "predictor": worth(table, labels["label_seconds"] / labels["labels"]),
             "stages": {name: stage["seconds"] for name, stage in self.done.items()},
             "seconds": self.run.record["seconds"],

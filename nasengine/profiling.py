@@ -18,6 +18,7 @@ from nasengine.config import (
     AnySpace,
     AnyTask,
     LatencySettings,
+    resolve_final,
     resolve_settings,
     resolve_space,
     resolve_task,
@@ -36,7 +37,7 @@ from nasengine.train_plan import read_architecture
 Quantity = Literal["parameters", "multiply_adds", "latency", "memory"]
 
 QUANTITIES: Final = ("parameters", "multiply_adds", "latency", "memory")
-GROUPS: Final = ("space", "data", "latency")
+GROUPS: Final = ("space", "final", "data", "latency")
 _IMAGES: Final = Shapes((3, 32, 32), 10)
 _COUNT: Final = 16
 
@@ -73,20 +74,23 @@ class ProfileResult:
         networks: the one that was named, or the smallest, the largest and random ones of the space.
         pieces: of the first network: name, how often it runs, and the seconds of one.
         calibration: how well the sums over pieces predict, None where one network was named and the cache knows none.
+        form: what the final form changes about the networks of a search; empty if nothing.
     """
 
     machine: dict[str, Any]
     networks: tuple[Profiled, ...]
     pieces: tuple[tuple[str, int, float], ...]
     calibration: Calibration | None
+    form: str = ""
 
 
 class _Subject(NamedTuple):
-    """What is to be profiled: a space as it is set, shapes, and one architecture or none."""
+    """What is to be profiled: a space as it is set, shapes, one architecture or none, and what the form changes."""
 
     space: Space
     shapes: Shapes
     architecture: Architecture | None
+    form: str
 
 
 def profile(
@@ -113,7 +117,8 @@ def profile(
             images of 10 classes.
         count: networks of the space, where none is named.
         seconds: to spend on a network that is named, at least; a quarter of that on each of a space.
-        settings: texts such as "latency.threads=2", "latency.runtime=onnxruntime" or "space.channels=16".
+        settings: texts such as "latency.threads=2", "latency.runtime=onnxruntime" or "final.channels=16", of what is
+            measured; "space.channels=16" says the same.
         progress: is called with ("pieces" or "networks", done, all).
 
     Raises:
@@ -147,7 +152,7 @@ def profile(
         )
         for row, taken in enumerate(networks)
     )
-    return ProfileResult(model.machine, rows, tuple(model.pieces(networks[0])), calibration)
+    return ProfileResult(model.machine, rows, tuple(model.pieces(networks[0])), calibration, subject.form)
 
 
 def costs(
@@ -236,8 +241,9 @@ def _subject(
     record = {} if run is None else _record_of(Path(run))
     config = record.get("config", {})
     base = resolve_space(space, config.get("space", {"name": "darts"}), {})
-    base = base if record.get("verb") == "train" else base.final()
-    resolved = resolve_space(base, {}, changes["space"])
+    trained = record.get("verb") == "train"
+    final = base if trained else resolve_final(base, config.get("final", {}), {})
+    resolved = resolve_space(final, {}, {**changes["space"], **changes["final"]})
     shapes = _shapes(task, config.get("data"), changes["data"])
     text = record.get("result", {}).get("architecture") or config.get("architecture")
     if isinstance(architecture, Architecture):
@@ -248,7 +254,7 @@ def _subject(
         chosen = None if run is None else Architecture.parse(str(text))
     if chosen is not None:
         resolved.check(resolved.choices(shapes), chosen)
-    return _Subject(resolved, shapes, chosen)
+    return _Subject(resolved, shapes, chosen, "" if trained else base.form(resolved))
 
 
 def _shapes(task: AnyTask | Shapes | None, stored: Mapping[str, Any] | None, changes: Mapping[str, str]) -> Shapes:

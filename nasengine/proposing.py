@@ -72,10 +72,10 @@ def propose(
     _check_search(Path(run))
     check_free(path, "propose")
     job = open_search(run, task)
-    facts = {"search": read_record(Path(run))["id"]}
-    with Run.start(
-        path, "propose", {"propose": plain(numbers), "search": str(Path(run).resolve())}, facts
-    ) as directory:
+    record = read_record(Path(run))
+    resolved = {"propose": plain(numbers), "search": str(Path(run).resolve())}
+    resolved |= {name: record["config"][name] for name in ("space", "data")}  # for whoever labels the candidates
+    with Run.start(path, "propose", resolved, {"search": record["id"]}) as directory:
         try:
             table = _table(job, numbers.count)
             directory.write_text(TABLE, table.to_csv(index=False, lineterminator="\n"))

@@ -8,6 +8,8 @@ from typing import Any, Final
 
 from nasengine.findings import Finding, duration, measure_of, number, shown
 from nasengine.markup import Html, element, joined, markup, table
+from nasengine.settings import in_seconds
+from nasengine.wording import counted
 
 _HONEST: Final = {
     "test": "on the test set, which was touched once, after the last step",
@@ -63,11 +65,15 @@ def best_number(finding: Finding) -> tuple[str, str, str]:
         value = shown(measure, number(result[f"derived_{measure}"]))
         return value, _HONEST["derived"], f"validation {measure.replace('_', ' ')}{_on(finding)}"
     if "best_score" in result:
-        return f"{result['best_score']:.4g}", _HONEST["best_score"], f"best of {result.get('labels')} labels"
+        return (
+            f"{result['best_score']:.4g}",
+            _HONEST["best_score"],
+            f"best of {counted(result.get('labels', 0), 'label')}",
+        )
     if finding.verb == "front" and "points" in result:
         return f"{result['points']}", _HONEST["guess"], f"architectures on the front, of {result['evaluated']:,}"
     if finding.verb == "rank" and "best" in result:
-        return f"{result['best']:.4g}", _HONEST["guess"], f"best guess of {result['candidates']:,} candidates"
+        return f"{result['best']:.4g}", _HONEST["guess"], f"best guess of {counted(result['candidates'], 'candidate')}"
     return "", "", ""
 
 
@@ -149,7 +155,9 @@ def _facts(finding: Finding) -> Iterator[tuple[str, object]]:
         if number(result.get(name)) is not None:
             yield words, f"{int(result[name]):,}"
     if number(result.get("latency")) is not None:
-        yield "latency", f"{float(result['latency']) * 1e3:.3g} ms"
+        yield "latency", in_seconds(float(result["latency"]))
+    if number(result.get("latency_measured")) is not None:
+        yield "latency, measured at the end", in_seconds(float(result["latency_measured"]))
     if number(result.get("memory")) is not None:
         yield "memory", f"{float(result['memory']) * 1e-6:.3g} MB"
     yield from _timing(finding)

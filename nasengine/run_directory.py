@@ -63,8 +63,8 @@ class Run:
         record: what run.json says.
     """
 
-    def __init__(self, path: Path, record: dict[str, Any], lock: FileLock) -> None:
-        self.path, self.record, self._lock = path, record, lock
+    def __init__(self, path: Path, record: dict[str, Any], lock: FileLock, made: Sequence[Path] = ()) -> None:
+        self.path, self.record, self._lock, self._made = path, record, lock, made
 
     @classmethod
     def start(cls, path: Path, verb: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Run:
@@ -78,6 +78,7 @@ class Run:
         """
         if not (path / RECORD).exists():
             check_free(path, verb)
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
         lock = _locked(path)
         try:
             check_free(path, verb)
@@ -93,7 +94,7 @@ class Run:
                 "versions": versions(),
                 "git": commit(),
             }
-            run = cls(path, record, lock)
+            run = cls(path, record, lock, made)
             run.update()
         except BaseException:
             lock.release()
@@ -121,6 +122,11 @@ class Run:
         return self
 
     def __exit__(self, *error: object) -> None:
+        if self._lock.is_locked and not _holds_something(self.path):
+            with suppress(OSError):  # what was there before, and what others have put there since, stays
+                (self.path / _LOCK).unlink()
+                for folder in self._made:
+                    folder.rmdir()
         self._lock.release()
 
     def update(self, changes: Mapping[str, Any] | None = None) -> None:

@@ -25,7 +25,7 @@ BYTES: Final = {
 """Units and what they are in the plain one, in small letters."""
 
 _QUANTITIES: Final = {
-    id(SECONDS): "a number of seconds such as 0.005, 5ms or 300us",
+    id(SECONDS): "a time with a unit such as 5ms, 300us or 0.005s",
     id(BYTES): "a number of bytes such as 2000000, 2MB or 512KiB",
 }
 
@@ -41,7 +41,8 @@ def setting(
 ) -> T:
     """A dataclass field with a help text and a range: `low <= value`, `above < value`, `value <= high`.
 
-    The range is that of a number, or of every number of a tuple. With `units`, SECONDS or BYTES, a text may end in one.
+    The range is that of a number, or of every number of a tuple. With `units` a text
+    may end in one; with SECONDS it must, for a bare 5 can be meant in seconds and in milliseconds.
     """
     metadata = {"help": help, "low": low, "above": above, "high": high, "units": units}
     return dataclasses.field(default=default, metadata=metadata)
@@ -220,6 +221,8 @@ def _quantity(name: str, whole: bool, text: str, units: Mapping[str, float]) -> 
         number = float(found[1]) * (units[found[2]] if found[2] else 1.0) if found else None
     except (LookupError, ValueError):
         number = None
+    if found and not found[2] and units is SECONDS:
+        raise SettingError(f"{name} must be {_QUANTITIES[id(units)]}, but got {text!r}; give a unit, such as 5ms.")
     if number is None or not math.isfinite(number):
         known = ", ".join(unit.upper() if units is BYTES else unit for unit in units)
         raise SettingError(f"{name} must be {_QUANTITIES[id(units)]} (units: {known}), or none, but got {text!r}.")

@@ -156,9 +156,10 @@ class Space(abc.ABC):
         return self
 
     def changes(self, final: Space) -> str:
-        """What other settings of this space change, as settings: "space.channels=36 space.layers=20"; or nothing."""
+        """What the final form changes, as settings of it: "final.channels=36 final.layers=20"; or nothing."""
         mine = plain(self)
-        return " ".join(f"space.{name}={value}" for name, value in plain(final).items() if value != mine[name])
+        changed = {name: value for name, value in plain(final).items() if value != mine[name]}
+        return " ".join(f"final.{name}={str(v).lower() if isinstance(v, bool) else v}" for name, v in changed.items())
 
     def form(self, final: Space) -> str:
         """The changes as a part of a sentence, which says whether they are those of `final`."""

@@ -84,6 +84,8 @@ class Dataset:
         classes: the names of the classes, or of the k targets.
         augment: meant for the search.
         final_cutout: in pixels, meant for the final training.
+        target_mean, target_std: of each target of a regression, where targets are standardised: those in their own
+            units are targets * target_std + target_mean. Empty where they are not.
     """
 
     name: str
@@ -94,6 +96,8 @@ class Dataset:
     classes: tuple[str, ...]
     augment: Augment = Augment()
     final_cutout: int = 0
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.strip(".") or "/" in self.name or "\0" in self.name:
@@ -102,6 +106,12 @@ class Dataset:
             self._check_part(part, getattr(self, f"{part}_inputs"), getattr(self, f"{part}_targets"))
         self._check_alike("inputs", self.train_inputs, self.test_inputs)
         self._check_alike("targets", self.train_targets, self.test_targets)
+        sizes = {len(self.target_mean), len(self.target_std)}
+        if sizes != {0} and (not self.is_regression or sizes != {len(self.classes)} or min(self.target_std) <= 0):
+            raise DataError(
+                f"target_mean and target_std of {self.name} must be a number for each target of a regression, with "
+                f"deviations above 0, but are {self.target_mean} and {self.target_std}; correct them or leave them out."
+            )
         counts = [] if self.is_regression else torch.bincount(self.strata, minlength=len(self.classes)).tolist()
         if 0 in counts:
             name = self.classes[counts.index(0)]

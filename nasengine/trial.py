@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from nasengine.units import elastic_layers
 
 _BATCH = 2
 _LEVELS = 6  # steps from all smallest to all largest sizes
+_SIDES = ("depth", "height", "width")
 _ROUNDING = 1e-3  # a wrong unit makes a larger difference
 
 
@@ -93,6 +95,7 @@ class _Trials:
             told = f"in {name!r}, {type(module).__name__}" if name else ""
             module.register_forward_pre_hook(lambda *_, told=told: self._running.append(told))
             module.register_forward_hook(lambda *_: self._left())
+            _require_batches(module, shapes)
         for decision in (module for module in supernet.network.modules() if isinstance(module, Decision)):
             for part in dict.fromkeys(part for part, _ in decision.parts()):
                 _forbid_in_place(part, decision.choices[0].label)
@@ -128,6 +131,27 @@ class _Trials:
 
     def _innermost(self) -> str:
         return self._running[-1] if self._running else ""
+
+
+def _require_batches(module: nn.Module, shapes: Shapes) -> None:
+    """A convolution must get a batch: with a dimension less torch takes the batch for the channels."""
+    kind = type(module).__name__
+    found = re.search(r"Conv([123])d$", kind)
+    if found is None or type(module).__module__.partition(".")[0] not in ("torch", "nasengine"):
+        return
+    dims = int(found[1])
+    wanted = ", ".join(("batch", "channels", *_SIDES[-dims:]))
+
+    def entered(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        shape = tuple(inputs[0].shape)
+        if len(shape) != dims + 2:
+            other = f"Conv{len(shape) - 2}d" if len(shape) > 2 else "Linear or Embedding"
+            raise ArchitectureError(
+                f"A layer {kind} must get ({wanted}), but gets the shape {shape} from a batch of {_BATCH} inputs of "
+                f"shape {shapes.input}; take a layer for these, such as {other}, or data that have the sides"
+            )
+
+    module.register_forward_pre_hook(entered)
 
 
 def _forbid_in_place(part: nn.Module, label: str) -> None:

@@ -59,7 +59,8 @@ def _plans(space: Form, stem_channels: int, imagenet: bool) -> Iterator[CellPlan
 def _require_image(shapes: Shapes) -> None:
     if len(shapes.input) != 3:
         raise DataError(
-            f"Space 'darts' needs images (channels, height, width), but one input has shape {shapes.input}."
+            f"Space 'darts' needs images (channels, height, width), but one input has shape {shapes.input}; "
+            "take other data or another space."
         )
 
 

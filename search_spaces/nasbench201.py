@@ -249,7 +249,8 @@ class Network(nn.Module):
         super().__init__()
         if len(shapes.input) != 3:
             raise DataError(
-                f"Space 'nasbench201' needs images (channels, height, width), but one input has shape {shapes.input}."
+                f"Space 'nasbench201' needs images (channels, height, width), but one input has shape {shapes.input}; "
+                "take other data or another space."
             )
         width = space.channels
         stem = nn.Conv2d(shapes.input[0], width, 3, padding=1, bias=False)

@@ -139,7 +139,8 @@ class OFA(Space):
     def network(self, shapes: Shapes) -> nn.Module:
         if len(shapes.input) != 3:
             raise DataError(
-                f"Space 'ofa' needs images (channels, height, width), but one input has shape {shapes.input}."
+                f"Space 'ofa' needs images (channels, height, width), but one input has shape {shapes.input}; "
+                "take other data or another space."
             )
         shape = self._shape(shapes)
         body, resolutions = self._body(shapes, shape), self._resolutions(shapes, shape)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nasengine.wording import counted
+
 if TYPE_CHECKING:
     from nasengine.benchmark import Info
 
@@ -98,7 +100,8 @@ def query(
     text = genotype if matrix is None else f"{matrix} {operations}"
     found = benchmark.query(table, space=space, genotype=text, hash=hash, epochs=_whole(epochs), repeat=repeat)
     which = "mean of all trainings" if found.repeat == "mean" else f"training {found.repeat}"
-    typer.echo(f"{found.text}\nhash: {found.hash}\nparameters: {found.parameters:,}\n{found.epochs} epochs, {which}\n")
+    typer.echo(f"{found.text}\nhash: {found.hash}\nparameters: {found.parameters:,}")
+    typer.echo(f"{counted(found.epochs, 'epoch')}, {which}\n")
     names = list(found.evaluations["final"])
     typer.echo(" " * 8 + "".join(f"{name.replace('_', ' '):>21}" for name in names))
     for when, measures in found.evaluations.items():
@@ -119,11 +122,12 @@ def _print_info(found: Info) -> None:
     typer.echo(f"{found.path}: {decimal(found.size)}")
     official = f"the official {found.published}" if found.published else "not one of the official files"
     typer.echo(f"source: {found.source}, {decimal(found.source_size)}, sha256 {found.sha256} ({official})")
-    budgets = " and ".join(map(str, found.epochs))
+    *fewer, most = found.epochs
+    budgets = " and ".join([*map(str, fewer), counted(most, "epoch")])
     typer.echo(f"architectures: {found.architectures:,} of {found.of:,}")
-    typer.echo(f"trainings: {found.trainings:,}, {found.repeats} of an architecture and budget; {budgets} epochs")
+    typer.echo(f"trainings: {found.trainings:,}, {found.repeats} of an architecture and budget; {budgets}")
     for name, best in found.best.items():
-        where = f"after {max(found.epochs)} epochs: {best.value:.3%}, {best.text} ({best.hash})"
+        where = f"after {counted(max(found.epochs), 'epoch')}: {best.value:.3%}, {best.text} ({best.hash})"
         typer.echo(f"best mean {name.replace('_', ' ')} {where}")
 
 

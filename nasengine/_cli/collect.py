@@ -8,13 +8,12 @@ from typing import Annotated
 
 import typer
 
+from nasengine._cli import options
 from nasengine._cli.options import (
-    BatchSize,
     Config,
     Data,
     Device,
     DryRun,
-    Epochs,
     Out,
     Resume,
     Seed,
@@ -37,7 +36,10 @@ _Count = Annotated[
 _Architectures = Annotated[
     Path | None,
     typer.Option(
-        help="Label these: CSV or parquet, such as the next.csv of a ranking.  [default: random ones]",
+        help=(
+            "Label these: CSV or parquet, such as the next.csv of a ranking; space and data are those of its run.  "
+            "[default: random ones]"
+        ),
         metavar="FILE",
         show_default=False,
     ),
@@ -58,8 +60,8 @@ def collect(
     count: _Count = None,
     architectures: _Architectures = None,
     inherit: _Inherit = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    epochs: Annotated[str | None, options.epochs(20)] = None,
+    batch_size: Annotated[str | None, options.batch_size(32)] = None,
     train_portion: TrainPortion = None,
     seed: Seed = None,
     device: Device = None,

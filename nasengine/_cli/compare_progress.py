@@ -14,6 +14,7 @@ from nasengine.comparing import CURVES, TABLE, CompareObserver, CompareResult
 from nasengine.comparison import FINAL, shown
 from nasengine.loop import Job
 from nasengine.run_directory import Row, Run, read_record
+from nasengine.wording import counted
 from nasengine.workers import Event, Work
 
 _MEANS = {
@@ -75,7 +76,7 @@ class CompareProgress(CompareObserver):
         typer.echo(f"{label}: {numbers}, {calibration.answer:.3g} s for the answer")
 
     def chosen(self, label: str, epochs: int, seconds: float) -> None:
-        typer.echo(f"{label} gets {counted(epochs)}, about {duration(seconds)}")
+        typer.echo(f"{label} gets {counted(epochs, 'epoch')}, about {duration(seconds)}")
 
     def works(self, work: Work, event: Event, done: int, total: int) -> None:
         if not self._alone:
@@ -112,11 +113,6 @@ def _told(work: Work) -> str:
             if name.startswith(part) and name != "test_size":
                 return f"{word} {shown(name, value)}  {duration(result['seconds'])}"
     return ""
-
-
-def counted(count: int) -> str:
-    """A number of epochs in words."""
-    return f"{count} epoch{'' if count == 1 else 's'}"
 
 
 def print_comparison(result: CompareResult) -> None:

@@ -5,21 +5,22 @@ from __future__ import annotations
 import dataclasses
 import time
 from functools import partial
+from pathlib import Path
 
 import torch
 import typer
 
 from nasengine import cost
-from nasengine._cli.compare_progress import counted
 from nasengine._cli.progress import duration
 from nasengine.algorithm import state_dict
 from nasengine.architecture import Architecture
 from nasengine.calibrating import calibrated, epochs_of, training_seconds
 from nasengine.collecting import CollectPlan
 from nasengine.compare_plan import ComparePlan
-from nasengine.config import TrainSettings
+from nasengine.config import CollectSettings, TrainSettings
 from nasengine.descent import in_words
-from nasengine.labelling import InheritJob
+from nasengine.labelling import CollectJob, InheritJob
+from nasengine.run_plan import RunPlan
 from nasengine.search_plan import SearchPlan
 from nasengine.searching import SearchJob
 from nasengine.seeding import generator
@@ -27,31 +28,43 @@ from nasengine.space import Space
 from nasengine.task import Task
 from nasengine.train_plan import TrainPlan
 from nasengine.training import TrainJob
+from nasengine.wording import counted
+from nasengine.workers import checked_workers
 
 _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
+_LONG = 5.0  # seconds of a step
 
 
 def search_cost(plan: SearchPlan) -> None:
     """Prints the cost of the supernet's search, and of training a random architecture of its space."""
+    job, _ = _print_search(plan)
+    defaults = TrainSettings(device=plan.settings.device)
+    fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))
+    title = "final training of a random architecture, at the defaults of 'nasengine train':"
+    settings = dataclasses.replace(defaults, batch_size=fitting)
+    _print_training(title, plan.final, _random(job), plan.task, settings)
+
+
+def _random(job: SearchJob) -> Architecture:
+    return job.space.sample(job.algorithm.supernet(job.state).choices, generator(job.settings.seed))
+
+
+def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
+    """The search, and the seconds of its steps."""
     job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, final=plan.final)
     steps = job.epochs * job.steps_per_epoch
     supernet = plan.algorithm.supernet(job.state)
     # a schedule that fits the steps of the probe, so that all its phases are timed
     job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 1 + _PROBES)
     step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES)
-    length = f"{job.epochs} epochs of {job.steps_per_epoch} steps"
+    length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}"
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
-    typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {len(supernet.choices)} choices")
-    _print_step(step, steps, plan.settings.batch_size)
+    typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {counted(len(supernet.choices), 'choice')}")
+    seconds = _print_step(step, steps, plan.settings.batch_size)
     if job.costs is not None:
         found = in_words(job.limits, job.costs.full(job.costs.nearest(job.limits), job.limits))
         typer.echo(f"  limits: {in_words(job.limits)}; the nearest network found has {found}")
-    architecture = plan.space.sample(supernet.choices, generator(plan.settings.seed))
-    defaults = TrainSettings(device=plan.settings.device)
-    fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))
-    title = "final training of a random architecture, at the defaults of 'nasengine train':"
-    settings = dataclasses.replace(defaults, batch_size=fitting)
-    _print_training(title, plan.final, architecture, plan.task, settings)
+    return job, seconds
 
 
 def training_cost(plan: TrainPlan) -> None:
@@ -62,13 +75,44 @@ def training_cost(plan: TrainPlan) -> None:
 
 def collecting_cost(plan: CollectPlan) -> None:
     """Prints the cost of all labels, by steps of the first few architectures."""
-    job, settings = plan.job(), plan.settings
+    _print_labels(plan.job(), plan.settings, plan.inherit)
+
+
+def running_cost(plan: RunPlan, workers: int | str) -> None:
+    """Prints the stages of a pipeline, and about how long those take that train or score."""
+    number = checked_workers(workers)
+    own, task, count = plan.settings, plan.task, int(plan.config["propose"]["count"])
+    job, searching = _print_search(plan.search)
+    typer.echo(f"propose: {counted(count, 'candidate')} of the search, of which {own.labels} are scored")
+    if own.score == "inherited":
+        scored: CollectJob | InheritJob = InheritJob(job, dict.fromkeys(range(own.labels), _random(job)))
+    else:
+        labels = dataclasses.replace(plan.collect, count=own.labels)
+        scored = CollectPlan(plan.search.space, task, labels, {}).job()
+    labelling = _print_labels(scored, plan.collect, Path("the search"))
+    typer.echo(f"rank: all candidates by {plan.predictor.name}")
+    runs = own.train * own.seeds
+    each = f", with {own.seeds} seeds each" if own.seeds > 1 else ""
+    title = f"train: the best {counted(own.train, 'candidate')}{each}; for one training of a random architecture:"
+    training = runs * _print_training(title, plan.search.final, _random(job), task, plan.train)
+    typer.echo(f"  {counted(runs, 'training')}: about {duration(training)}")
+    front = [f"front: against {own.against}"] if plan.front is not None else []
+    export = [f"export: {own.export}"] if own.export != "none" else []
+    typer.echo("\n".join(["test: the winner alone, once", *front, *export, "report: report.html"]))
+    many = number if isinstance(number, int) else 1
+    shared = f", labels and trainings {many} at a time, if they do not slow each other" if many > 1 else ""
+    typer.echo(f"in all: about {duration(searching + (labelling + training) / many)}{shared}, without evaluation")
+
+
+def _print_labels(job: CollectJob | InheritJob, settings: CollectSettings, inherit: Path | None) -> float:
+    """Labels, and the seconds that they take."""
     if isinstance(job, InheritJob):
         start = time.perf_counter()
         job.step(0)
         seconds = (time.perf_counter() - start) * job.epochs
-        typer.echo(f"labels: {job.epochs} architectures with the weights of {plan.inherit}, about {seconds:,.0f} s")
-        return
+        of = f"{counted(job.epochs, 'architecture')} with the weights of {inherit}"
+        typer.echo(f"labels: {of}, about {duration(seconds)}")
+        return seconds
     steps, seconds, memory = job.epochs * job.steps_per_epoch, 0.0, 0
     trainings = [job.begin(number, 0) for number in range(min(_ARCHITECTURES, job.epochs))]
     for training in trainings:
@@ -76,10 +120,10 @@ def collecting_cost(plan: CollectPlan) -> None:
         seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
     sizes = [cost.parameters(training.network) for training in trainings]
     often = f"{settings.repeats} times " if settings.repeats > 1 else ""
-    length = f"{often}{settings.epochs} epochs of {job.steps_per_pass} steps each"
-    typer.echo(f"labels: {settings.count} architectures of {plan.space.name} on {plan.task.name}, {length}")
+    length = f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each"
+    typer.echo(f"labels: {counted(job.epochs, 'architecture')} of {job.space.name} on {job.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
-    _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
+    return _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
 
 
 def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
@@ -92,7 +136,8 @@ def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
     )
     for label, calibration in found.items():
         taken = duration(calibration.seconds(epochs[label]))
-        typer.echo(f"  {label}: {counted(epochs[label])} of {calibration.steps} steps, about {taken} a search")
+        length = f"{counted(epochs[label], 'epoch')} of {counted(calibration.steps, 'step')}"
+        typer.echo(f"  {label}: {length}, about {taken} a search")
     searching = count * sum(calibration.seconds(epochs[label]) for label, calibration in found.items())
     training = count * len(found) * training_seconds(plan, workers)
     runs = count * len(found)
@@ -102,8 +147,8 @@ def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
     typer.echo(f"  in all: about {duration((searching + training) / many)}{shared}")
 
 
-def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> None:
-    steps = settings.epochs * TrainJob(space, architecture, task, settings).steps_per_epoch
+def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> float:
+    whole = TrainJob(space, architecture, task, settings)
     batch = min(_PROBE_BATCH, settings.batch_size)
     probe = TrainJob(space, architecture, task, dataclasses.replace(settings, batch_size=batch))
     measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()), _PROBES)
@@ -111,17 +156,21 @@ def _print_training(title: str, space: Space, architecture: Architecture, task: 
     held, weights = _held(probe.state_dict()), _held(probe.network.state_dict())
     growing = max(0, measured.memory - held - weights)  # what backward keeps, less the weights
     step = cost.StepCost(measured.seconds * scale, held + weights + round(growing * scale))
+    if step.seconds < _LONG:  # a large network is timed by a small batch, others as they train
+        step = dataclasses.replace(step, seconds=cost.step_cost(lambda: whole.step(0), lambda: 0, _PROBES).seconds)
     flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
     typer.echo(title)
     typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")
-    _print_step(step, steps, settings.batch_size)
+    return _print_step(step, settings.epochs * whole.steps_per_epoch, settings.batch_size)
 
 
-def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> None:
+def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> float:
+    """What steps take; the seconds of all."""
     hours = step.seconds * steps / 3600
-    duration = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
+    took = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
     typer.echo(f"  a step of {batch_size}: about {step.seconds:.2f} s and {step.memory / 2**20:,.0f} MiB")
-    typer.echo(f"  {steps:,} steps: about {duration}, without evaluation")
+    typer.echo(f"  {counted(steps, 'step')}: about {took}, without evaluation")
+    return step.seconds * steps
 
 
 def _held_by(training: TrainJob) -> int:

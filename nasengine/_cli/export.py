@@ -73,7 +73,8 @@ def _print_export(result: ExportResult) -> None:
     interface = result.record["interface"]
     shape = ", ".join(["batch", *map(str, interface["input"])])
     typer.echo(f"\ninputs ({shape}) after preprocessing: {result.record['preprocessing']}")
-    typer.echo(f"outputs (batch, {interface['outputs']}), parameters {result.record['parameters']:,}")
+    typer.echo(f"outputs (batch, {interface['outputs']}), postprocessing: {result.record['postprocessing']}")
+    typer.echo(f"parameters: {result.record['parameters']:,}")
     typer.echo(f"in {result.path}: {', '.join([*(path.name for path in result.files.values()), 'export.json'])}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,17 +34,10 @@ Out = Annotated[Path | None, typer.Option(help="The run directory.", metavar="DI
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out, bit for bit.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and stop.")]
 # Numbers are texts here: the settings check them, so that a flag and --set answer alike.
-Epochs = Annotated[
-    str | None, typer.Option(help="Passes over the training data.", metavar="INTEGER", show_default=False)
-]
-BatchSize = Annotated[
-    str | None,
-    typer.Option("--batch-size", "--batch_size", help="Examples a batch.", metavar="INTEGER", show_default=False),
-]
 TrainPortion = Annotated[
     str | None,
     typer.Option(
-        help="Part of the training data for the weights; the rest is for the architecture.",
+        help="Part of the training data for the weights; the rest is for the architecture.  [default: 0.5]",
         metavar="FLOAT",
         show_default=False,
     ),
@@ -66,7 +59,7 @@ MaxFlops = Annotated[
 MaxLatency = Annotated[
     str | None,
     typer.Option(
-        help="Most seconds of a forward pass of it, such as 5ms; on what is a setting, such as search.latency.threads.",
+        help="Most time of a forward pass of it, such as 5ms; on what is a setting, such as search.latency.threads.",
         metavar="TIME",
         show_default=False,
     ),
@@ -92,6 +85,18 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps or auto.  [default: auto]", metavar="NAME", show_default=False),
 ]
+
+
+def epochs(default: int) -> Any:
+    """The option of a verb whose setting has this default."""
+    said = f"Passes over the training data.  [default: {default}]"
+    return typer.Option(help=said, metavar="INTEGER", show_default=False)
+
+
+def batch_size(default: int) -> Any:
+    """The option of a verb whose setting has this default."""
+    said = f"Examples a batch.  [default: {default}]"
+    return typer.Option("--batch-size", "--batch_size", help=said, metavar="INTEGER", show_default=False)
 
 
 def assignments(texts: list[str] | None, flags: dict[str, str | None]) -> list[str]:

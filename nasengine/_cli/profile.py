@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from nasengine._cli.options import Set, assignments
+from nasengine.wording import counted
 
 if TYPE_CHECKING:
     from nasengine.profiling import ProfileResult
@@ -116,7 +117,11 @@ def _print(result: ProfileResult) -> None:
     machine = result.machine
     versions = " ".join(f"{name} {number}" for name, number in machine["versions"].items())
     typer.echo(f"{machine['device']}, {machine['runtime']} ({versions}), threads {machine['threads']}", nl=False)
-    typer.echo(f", batch size {machine['batch_size']}\n")
+    typer.echo(f", batch size {machine['batch_size']}")
+    if result.form:
+        typer.echo(f"the network {result.form} (another form by --set final.NAME=VALUE)")
+    typer.echo("latency: the floor, which the fastest passes come to again and again; quartiles: of all passes, with")
+    typer.echo("what other programs took of the machine, so that the floor lies below them\n")
     typer.echo(
         f"{'latency':>10} {'quartiles':>23} {'by the table':>13} {'bytes':>14} {'parameters':>12} {'multiply-adds':>15}"
     )
@@ -135,8 +140,8 @@ def _print(result: ProfileResult) -> None:
         return
     found = result.calibration
     typer.echo(
-        f"\nthe table of operations, on {len(found.checked)} networks that it was not fitted to: median error "
-        f"{found.median_error:.1%}, worst {found.worst_error:.1%}, Kendall tau {found.kendall_tau:.3f}"
+        f"\nthe table of operations, on {counted(len(found.checked), 'network')} that it was not fitted to: "
+        f"median error {found.median_error:.1%}, worst {found.worst_error:.1%}, Kendall tau {found.kendall_tau:.3f}"
     )
     if not found.trusted:
         typer.echo(f"That is above {TRUSTED:.0%}: latencies are measured end-to-end in place of the table.")
@@ -150,7 +155,7 @@ def _print_pieces(result: ProfileResult) -> None:
         typer.echo(f"{count * seconds / total:>7.1%} {count:>5} x {_ms(seconds):>10}  {name}")
     rest = result.pieces[_SHOWN:]
     if rest:
-        typer.echo(f"{sum(c * s for _, c, s in rest) / total:>7.1%} {len(rest)} other operations")
+        typer.echo(f"{sum(c * s for _, c, s in rest) / total:>7.1%} {counted(len(rest), 'other operation')}")
 
 
 def _ms(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from nasengine.listing import show
 from nasengine.loop import Job, Observer
 from nasengine.pricing import COSTS
 from nasengine.run_directory import Row, Run
+from nasengine.settings import in_seconds
+from nasengine.wording import counted
 
 if TYPE_CHECKING:
     from nasengine.pareto import FrontResult
@@ -32,16 +35,16 @@ _SHOWN, _PARAMETERS = 20, "parameters"
 _COUNTED = {
     "reading": "tables",
     "enumerating": "the space",
-    "encoding": "{:,} architectures",
+    "encoding": "{architecture}",
     "fitting": "the predictor",
-    "evaluating": "by {:,} fits",
-    "ranking": "{:,} different architectures",
-    "evolving": "{:,} generations",
+    "evaluating": "by {fit}",
+    "ranking": "{different architecture}",
+    "evolving": "{generation}",
     "writing": "files",
     "opening": "the network",
-    "exporting": "{:,} formats",
-    "comparing": "{:,} files in fresh processes",
-    "pieces": "by {:,} operations",
+    "exporting": "{format}",
+    "comparing": "{file} in fresh processes",
+    "pieces": "by {operation}",
     "networks": "end-to-end",
 }
 
@@ -82,7 +85,11 @@ class Progress(Observer):
     def started(self, run: Run, job: Job, step: int) -> None:
         self.path, self._per_epoch = run.path, job.steps_per_epoch
         self._steps, self._done = job.epochs * job.steps_per_epoch, step
-        where = f"goes on after step {step}" if step else f"{job.epochs} epochs of {job.steps_per_epoch} steps"
+        where = (
+            f"goes on after step {step}"
+            if step
+            else f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}"
+        )
         self._print(f"{run.path}: {where} on {job.device}")
         self._bar.update(self._task, total=self._steps, completed=step)
 
@@ -123,8 +130,8 @@ class LabelProgress(Progress):
     def started(self, run: Run, job: Job, step: int) -> None:
         self.path, self._per_epoch = run.path, job.steps_per_epoch
         self._steps, self._done, self._first = job.epochs * job.steps_per_epoch, step, step
-        where = f"goes on after {step // self._per_epoch}" if step else f"{job.steps_per_epoch} steps each"
-        self._print(f"{run.path}: {job.epochs} labels, {where}, on {job.device}")
+        where = f"goes on after {step // self._per_epoch}" if step else f"{counted(job.steps_per_epoch, 'step')} each"
+        self._print(f"{run.path}: {counted(job.epochs, 'label')}, {where}, on {job.device}")
         self._bar.update(self._task, total=self._steps, completed=step, description="label")
 
     def stepped(self, step: int, means: Mapping[str, float], seconds_per_step: float) -> None:
@@ -177,7 +184,8 @@ class StageProgress:
         left = duration(taken / done * (total - done)) if done else "?"
         self._bar.update(self._task, completed=done, total=total, left=left)
         if done == total:
-            self._console.print(f"{stage} {_COUNTED[stage].format(total)}: {taken:.1f} s", markup=False)
+            what = re.sub(r"\{(.+)\}", lambda noun: counted(total, noun[1]), _COUNTED[stage])
+            self._console.print(f"{stage} {what}: {taken:.1f} s", markup=False)
 
 
 def print_ranking(result: RankResult) -> None:
@@ -194,8 +202,8 @@ def print_ranking(result: RankResult) -> None:
         known = "" if entry["known"] != entry["known"] else f"  (label {entry['known']:.4g})"
         guessed = f"{entry['score']:>10.5g} ± {entry['uncertainty']:<9.2g}"
         typer.echo(f"{int(entry['rank']):>4}  {guessed}{size}  {result.texts[row]}{known}")
-    apart = "" if found["networks"] == found["labels"] else f" of {found['networks']:,} different networks"
-    typer.echo(f"\n{found['candidates']:,} candidates by {found['labels']:,} labels{apart}")
+    apart = "" if found["networks"] == found["labels"] else f" of {counted(found['networks'], 'different network')}"
+    typer.echo(f"\n{counted(found['candidates'], 'candidate')} by {counted(found['labels'], 'label')}{apart}")
     _print_measures(found)
     if result.proposals is not None:
         typer.echo(f"{len(result.proposals)} to label next, none of them labelled: next.csv")
@@ -208,7 +216,7 @@ def _print_measures(found: Mapping[str, Any]) -> None:
     if "measures" not in found:
         typer.echo("not judged: that takes 20 labels whose scores differ, and is left out by --no-evaluate")
         return
-    typer.echo(f"on labels held out, mean and deviation of {found['draws']} draws (k = {found['k']}):")
+    typer.echo(f"on labels held out, mean and deviation of {counted(found['draws'], 'draw')} (k = {found['k']}):")
     for name, value in found["measures"].items():
         spread = "" if value["deviation"] is None else f" ± {value['deviation']:.3g}"
         typer.echo(f"  {name.replace('_at_', '@').replace('_', ' '):<12} {value['mean']:>8.3g}{spread}")
@@ -230,6 +238,8 @@ def print_front(result: FrontResult) -> None:
         typer.echo(f"  … {len(result.texts) - shown} more in front.csv")
     found, best = result.record["result"], int(result.front["score"].to_numpy().argmax())
     typer.echo(f"\n{found['points']} of {found['evaluated']:,} architectures are on the front; scores are guessed")
+    if found["trained_with"]:
+        typer.echo(f"costs are of the network {found['trained_with']} (another form by --set final.NAME=VALUE)")
     if found.get("latency_by") == "measurement":
         error = f"{found['latency_table_error']:.0%}"
         typer.echo(f"the table of operations is off by {error} here: it led the search, and the front was measured")
@@ -250,7 +260,7 @@ def print_labels(path: Path, record: Mapping[str, Any]) -> None:
     """How the labels are spread, and where they are."""
     result = record.get("result", {})
     spread = ", ".join(f"{name} {result[f'{name}_score']:.4g}" for name in ("best", "median", "worst"))
-    typer.echo(f"\n{result['labels']} labels, validation scores: {spread}")
+    typer.echo(f"\n{counted(result['labels'], 'label')}, validation scores: {spread}")
     if result["diverged"]:
         typer.echo(f"diverged, with the score of chance: {result['diverged']}")
     typer.echo(f"seconds: {result['seconds']:,.1f}\nin {path}: labels.csv, run.json, history.csv")
@@ -275,8 +285,6 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
         f"test_{measure}": f"test {word}: {form}",
         "parameters": "parameters: {:,}",
         "multiply_adds": "multiply-adds: {:,}",
-        "latency": "latency, as limited: {:.4g} s",
-        "latency_measured": "latency, measured: {:.4g} s",
         "memory": "memory: {:,} bytes",
         "seconds": "seconds: {:,.1f}",
     }
@@ -286,10 +294,29 @@ def print_result(path: Path, record: Mapping[str, Any]) -> None:
     for name, line in lines.items():
         if name in result:
             typer.echo(line.format(result[name]))
+    _print_latency(record)
     for name, value in result.items():
         if name.startswith(_BENCHMARK):
             typer.echo(f"benchmark, {name.removeprefix(_BENCHMARK).replace('_', ' ')}: {value:.2%}")
     typer.echo(f"in {path}: {', '.join(name for name in _FILES if (path / name).exists())}")
+
+
+def _print_latency(record: Mapping[str, Any]) -> None:
+    """What the network takes by whatever kept the limit, by a measurement at the end, and whether these disagree."""
+    result = record.get("result", {})
+    if "latency_measured" not in result:
+        return
+    limit, measured = record["config"]["search"]["max_latency"], float(result["latency_measured"])
+    table = result["latency_by"] == "table"
+    by = "by the table of operations" if table else "measured when the network was chosen"
+    typer.echo(f"latency, {by}, which kept --max-latency: {in_seconds(result['latency'])}")
+    typer.echo(f"latency, measured at the end: {in_seconds(measured)}")
+    if limit is not None and measured > limit:
+        off = f" (its median error is {result['latency_table_error']:.1%})" if table else ""
+        typer.echo(
+            f"Note: the measured latency is above the limit of {in_seconds(limit)}, which was kept "
+            f"{by}{off}; for a network that measures less give a lower --max-latency."
+        )
 
 
 def _words(values: Mapping[str, float]) -> str:

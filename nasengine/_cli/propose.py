@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from nasengine._cli.options import Set, assignments
+from nasengine.wording import counted
 
 EPILOG = "Example: nasengine propose results/digits/darts/rarts/seed-0 --count 64"
 
@@ -37,4 +38,4 @@ def propose(
     except KeyboardInterrupt:
         raise InterruptedRun("Stopped, and nothing is kept of it: give the same command again.") from None
     counts = ", ".join(f"{number} {name}" for name, number in result.candidates["source"].value_counts().items())
-    typer.echo(f"{len(result.candidates)} candidates: {counts}\nin {result.path}: candidates.csv, run.json")
+    typer.echo(f"{counted(len(result.candidates), 'candidate')}: {counts}\nin {result.path}: candidates.csv, run.json")

@@ -11,6 +11,7 @@ from nasengine._cli.options import (
     Config,
     Data,
     Device,
+    DryRun,
     MaxFlops,
     MaxLatency,
     MaxMemory,
@@ -93,6 +94,7 @@ def run(
     out: Out = None,
     resume: Resume = False,
     workers: Workers = "1",
+    dry_run: DryRun = False,
 ) -> None:
     """Go from a question to a tested, exported network.
 
@@ -124,23 +126,20 @@ def run(
     }
     settings = assignments(set_, flags)
     stored = read_config(config, "run") if config is not None else None
+    if dry_run:
+        from nasengine._cli.dry_run import running_cost
+        from nasengine.run_plan import plan_run
+
+        plan = plan_run(space=space, algorithm=algo, task=data, predictor=predictor, settings=settings, config=stored)
+        running_cost(plan, workers)
+        return
     progress = RunProgress()
+    more: dict[str, Any] = {"out": out, "resume": resume, "workers": workers, "observer": progress}
     try:
         with progress:
-            result = pipeline.run(
-                space,
-                algo,
-                data,
-                predictor=predictor,
-                settings=settings,
-                config=stored,
-                out=out,
-                resume=resume,
-                workers=workers,
-                observer=progress,
-            )
+            result = pipeline.run(space, algo, data, predictor=predictor, settings=settings, config=stored, **more)
     except InterruptedRun as error:
-        more = "" if workers == "1" else f" --workers {shlex.quote(workers)}"
-        again = f"nasengine run --out {shlex.quote(str(progress.path))}{more} --resume"
+        several = "" if workers == "1" else f" --workers {shlex.quote(workers)}"
+        again = f"nasengine run --out {shlex.quote(str(progress.path))}{several} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None
     print_pipeline(result.path, result.record)

@@ -11,6 +11,7 @@ import typer
 from nasengine._cli.progress import LabelProgress, Progress, StageProgress, duration
 from nasengine._cli.work_progress import WorkProgress
 from nasengine.run_observer import RunObserver
+from nasengine.wording import counted
 
 _MEANS = {
     "search": "search the space",
@@ -88,7 +89,7 @@ def print_pipeline(path: Path, record: Mapping[str, Any]) -> None:
     if "kendall_tau" in worth:
         typer.echo(
             f"the predictor: Kendall tau {worth['kendall_tau']:.2f} with the final trainings of "
-            f"{worth['trained_candidates']} candidates, regret {worth['regret']:.4f}, "
+            f"{counted(worth['trained_candidates'], 'candidate')}, regret {worth['regret']:.4f}, "
             f"{worth['saved_seconds']:,.0f} s of labelling saved"
         )
     print_result(path, record)

@@ -8,14 +8,13 @@ from typing import Annotated
 
 import typer
 
+from nasengine._cli import options
 from nasengine._cli.options import (
-    BatchSize,
     Benchmark,
     Config,
     Data,
     Device,
     DryRun,
-    Epochs,
     MaxFlops,
     MaxLatency,
     MaxMemory,
@@ -39,8 +38,8 @@ def search(
         str | None, typer.Option(help="A search algorithm.  [default: rarts]", metavar="NAME", show_default=False)
     ] = None,
     data: Data = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    epochs: Annotated[str | None, options.epochs(50)] = None,
+    batch_size: Annotated[str | None, options.batch_size(64)] = None,
     train_portion: TrainPortion = None,
     benchmark: Benchmark = None,
     max_params: MaxParams = None,

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli.options import BatchSize, Config, Data, Device, DryRun, Epochs, Out, Resume, Seed, Set, assignments
+from nasengine._cli import options
+from nasengine._cli.options import Config, Data, Device, DryRun, Out, Resume, Seed, Set, assignments
 
 EPILOG = (
     "Example: nasengine train results/digits/darts/rarts/seed-0 --epochs 40 --set space.channels=16 "
@@ -37,8 +38,8 @@ def train(
         bool, typer.Option("--inherit", help="Start from the search's weights: fine-tune, not from scratch.")
     ] = False,
     data: Data = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    epochs: Annotated[str | None, options.epochs(600)] = None,
+    batch_size: Annotated[str | None, options.batch_size(96)] = None,
     seed: Seed = None,
     device: Device = None,
     set_: Set = None,

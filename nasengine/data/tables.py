@@ -53,7 +53,8 @@ def _diabetes() -> Dataset:
     features, progression = load_diabetes(return_X_y=True, scaled=False)
     inputs, raw = torch.from_numpy(features.astype(np.float32)), torch.from_numpy(progression)
     train, test = holdout(torch.zeros(len(raw), dtype=torch.int64), _DIABETES)
-    targets = ((raw - raw[train].mean()) / raw[train].std(correction=0)).float()[:, None]
+    mean, std = float(raw[train].mean()), float(raw[train].std(correction=0))
+    targets = ((raw - mean) / std).float()[:, None]
     return Dataset(
         name=_DIABETES,
         train_inputs=inputs[train],
@@ -61,4 +62,6 @@ def _diabetes() -> Dataset:
         test_inputs=inputs[test],
         test_targets=targets[test],
         classes=("progression",),
+        target_mean=(mean,),
+        target_std=(std,),
     )

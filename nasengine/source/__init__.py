@@ -17,7 +17,7 @@ from nasengine.interface import Interface
 from nasengine.source.calls import documented, quoted
 from nasengine.source.classes import WIDTH, Classes
 from nasengine.source.recording import record
-from nasengine.source.template import NUMBERS, TEMPLATE, TOKENS
+from nasengine.source.template import AS_THEY_ARE, NUMBERS, STANDARDISED, TEMPLATE, TOKENS
 
 
 def source(network: nn.Module, interface: Interface, about: str, architecture: str) -> str:
@@ -37,7 +37,7 @@ def source(network: nn.Module, interface: Interface, about: str, architecture: s
     modules = "\n\n\n".join(classes.texts)
     values = {
         "ABOUT": "\n".join(textwrap.wrap(documented(about), WIDTH)),
-        "OUTPUTS": f"(batch, {interface.outputs}): a {'number a target' if interface.regression else 'score a class'}",
+        "OUTPUTS": f"(batch, {interface.outputs}): {_outputs(interface)}",
         "COLLECTIONS": "from collections import OrderedDict\n" if "OrderedDict(" in modules else "",
         "TYPING": "from typing import Any\n" if re.search(r"\bAny\b", modules) else "",
         "FUNCTIONAL": "import torch.nn.functional as F\n" if re.search(r"\bF\.", modules) else "",
@@ -49,8 +49,10 @@ def source(network: nn.Module, interface: Interface, about: str, architecture: s
         "EXAMPLE": _example(interface),
     }
     inputs = TOKENS if interface.vocabulary else NUMBERS
+    inputs = {**inputs, **(STANDARDISED if interface.target_std else AS_THEY_ARE)}
     moments = {
-        name: _rows(map(_float32, values)) for name, values in (("MEAN", interface.mean), ("STD", interface.std))
+        name.upper(): _rows(map(_float32, getattr(interface, name)))
+        for name in ("mean", "std", "target_mean", "target_std")
     }
     raw = {"VOCABULARY": repr(interface.vocabulary), "PREPROCESSING": interface.preprocessing, **moments}
     parts = {name: _filled(text, raw) for name, text in inputs.items()}
@@ -70,6 +72,12 @@ def _example(interface: Interface) -> str:
     return "torch.randn(2, *INPUT_SHAPE)"
 
 
+def _outputs(interface: Interface) -> str:
+    if not interface.regression:
+        return "a score a class"
+    return "a number a target" + (", standardised: see postprocess" if interface.target_std else "")
+
+
 def _float32(value: float) -> str:
     """The shortest number that is the same in float32."""
     return repr(float(str(np.float32(value))))
@@ -78,6 +86,8 @@ def _float32(value: float) -> str:
 def _rows(words: Iterable[str]) -> str:
     """A tuple, over several lines where it is long."""
     items = list(words)
+    if not items:
+        return "()"
     line = f"({', '.join(items)}{',' if len(items) == 1 else ''})"
     if len(line) < WIDTH - 10:
         return line

@@ -20,6 +20,7 @@ WIDTH: Final = 110
 _TAKEN: Final = {
     *("annotations", "json", "sys", "Path", "Any", "torch", "F", "Tensor", "nn", "OrderedDict"),
     *("ARCHITECTURE", "CLASSES", "INPUT_SHAPE", "VOCABULARY", "MEAN", "STD", "WEIGHTS"),
+    *("TARGET_MEAN", "TARGET_STD", "postprocess"),
     *("preprocess", "load", "read_safetensors"),
 }
 
@@ -146,7 +147,8 @@ class Classes:
         if buffer.numel() > MOST_NUMBERS:
             raise ExportError(
                 f"A buffer without a place in the weights must have at most {MOST_NUMBERS} numbers to be written as "
-                f"Python code, but {path} has {buffer.numel()}; leave py out of --format, or make it persistent."
+                f"Python code, but {path} has {buffer.numel()}; leave py out of the formats "
+                "(--format), or make it persistent."
             )
         values = f"torch.tensor({buffer.tolist()!r}, dtype={buffer.dtype})"
         return f'self.register_buffer("{name}", {values}, persistent=False)'

@@ -111,7 +111,7 @@ class Frame:
             return f"{self.arguments[0][0]}.device" if self.arguments else '"cpu"'
         raise ExportError(
             "Arguments must be tensors and plain values to be written as Python code, but "
-            f"{type(self.module).__name__} passes a {type(value).__name__}; leave py out of --format."
+            f"{type(self.module).__name__} passes a {type(value).__name__}; leave py out of the formats (--format)."
         )
 
     def _number(self, value: int) -> str:
@@ -121,7 +121,7 @@ class Frame:
         if not self._batch:
             raise ExportError(
                 "A module that depends on the size of the batch must get a tensor with it to be written as Python "
-                f"code, but {type(self.module).__name__} does not; leave py out of --format."
+                f"code, but {type(self.module).__name__} does not; leave py out of the formats (--format)."
             )
         text, size = self._batch[0]
         times, of = value // BATCH, size // BATCH
@@ -142,7 +142,7 @@ class Frame:
             raise ExportError(
                 "Tensors must come from the inputs or be weights to be written as Python code, but "
                 f"{type(self.module).__name__} uses one of shape {tuple(tensor.shape)} from elsewhere; leave py out of "
-                "--format, or register it as a buffer."
+                "the formats (--format), or register it as a buffer."
             )
         return f"torch.tensor({tensor.tolist()!r}, dtype={tensor.dtype})"
 
@@ -194,5 +194,5 @@ class FunctionCall:
                 return f"{text}.{self.name}"
         raise ExportError(
             "Functions must be of torch or torch.nn.functional to be written as Python code, but "
-            f"{type(self.frame.module).__name__} calls {self.name!r}; leave py out of --format."
+            f"{type(self.frame.module).__name__} calls {self.name!r}; leave py out of the formats (--format)."
         )

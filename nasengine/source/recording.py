@@ -62,7 +62,8 @@ def record(network: nn.Module, shapes: Shapes) -> Recording:
     except Exception as error:
         raise ExportError(
             "A network must run without knowing the values of its inputs to be written as Python code, but "
-            f"{type(network).__name__} raised {reason(error)}; leave py out of --format, or mend its forward."
+            f"{type(network).__name__} raised {reason(error)}; leave py out of the formats "
+            "(--format), or mend its forward."
         ) from error
     finally:
         for handle in handles:
@@ -147,7 +148,8 @@ class _Recorder(TorchFunctionMode):
         if path is None:
             raise ExportError(
                 f"A module must call its own children to be written as Python code, but {type(frame.module).__name__} "
-                f"calls a {type(module).__name__} from elsewhere; leave py out of --format, or make it a child."
+                f"calls a {type(module).__name__} from elsewhere; leave py out of the formats "
+                "(--format), or make it a child."
             )
         given = [value for _, value in bound(module, args, kwargs) if any(tensors(value))]
         named = {name: value for name, value in kwargs.items() if not is_default(type(module).forward, name, value)}
@@ -165,7 +167,8 @@ class _Recorder(TorchFunctionMode):
         if self.bodies.setdefault(frame.module, body) != body:
             raise ExportError(
                 "A module that is called more than once must do the same each time to be written as Python code, but "
-                f"{type(frame.module).__name__} does not; leave py out of --format, or make it two modules."
+                f"{type(frame.module).__name__} does not; leave py out of the formats "
+                "(--format), or make it two modules."
             )
 
     def _apart(self, value: Any, seen: set[int]) -> Any:

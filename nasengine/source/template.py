@@ -28,6 +28,21 @@ TOKENS: Final = {
 }
 """The parts about inputs that are tokens."""
 
+STANDARDISED: Final = {
+    "TARGETS": "\nTARGET_MEAN = @TARGET_MEAN@\nTARGET_STD = @TARGET_STD@",
+    "UNDO": '''def postprocess(outputs: Tensor) -> Tensor:
+    """The targets in their own units, (batch, targets), of outputs of the network, which are standardised."""
+    mean, std = (torch.tensor(values, device=outputs.device) for values in (TARGET_MEAN, TARGET_STD))
+    return outputs * std + mean
+
+
+''',
+}
+"""The parts about targets that were standardised."""
+
+AS_THEY_ARE: Final = {"TARGETS": "", "UNDO": ""}
+"""The same of other targets and of classes."""
+
 TEMPLATE: Final = '''"""@ABOUT@
 
     from model import CLASSES, load, preprocess
@@ -51,7 +66,7 @@ import torch
 ARCHITECTURE = @ARCHITECTURE@
 CLASSES = @CLASSES@
 INPUT_SHAPE = @INPUT_SHAPE@
-@CONSTANTS@
+@CONSTANTS@@TARGETS@
 WEIGHTS = Path(__file__).with_name("network.safetensors")
 
 
@@ -61,7 +76,7 @@ WEIGHTS = Path(__file__).with_name("network.safetensors")
 @FUNCTION@
 
 
-def load(weights: str | Path = WEIGHTS) -> @NETWORK@:
+@UNDO@def load(weights: str | Path = WEIGHTS) -> @NETWORK@:
     """The network with its weights, on the CPU, in evaluation mode."""
     network, tensors = @NETWORK@(), read_safetensors(weights)
     network.load_state_dict({name: tensors[name] for name in network.state_dict()})

@@ -287,7 +287,8 @@ def test_a_limit_that_nothing_keeps() -> None:
     told = "The limit must leave an architecture of space 'darts', but --max-flops 1,000 is below the "
     with pytest.raises(
         LimitError,
-        match=rf"^{told}([\d,]+) multiply-adds of its smallest network as it is trained by .*; give (\d+) or more\.$",
+        match=rf"^{told}([\d,]+) multiply-adds of its smallest network as it is trained by default, "
+        r"final.channels=36 .* \(another form by --set final\.NAME=VALUE\); give (\d+) or more\.$",
     ) as caught:
         model.nearest(Limits(None, 1000))
     least = int(str(caught.value).split()[-3])

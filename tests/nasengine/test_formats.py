@@ -58,7 +58,8 @@ def test_an_operation_that_onnx_has_not_is_told(tmp_path: Path) -> None:
             return torch.special.bessel_j0(x)
 
     with pytest.raises(
-        ExportError, match=r"A network must be of operations that ONNX has .*; leave onnx out of --form"
+        ExportError,
+        match=r"A network must be of operations that ONNX has .*; leave onnx out of the formats \(--format\)\.$",
     ):
         Writers(trained(Own())).write("onnx", tmp_path)
 
@@ -73,7 +74,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(package: str, monke
         check_packages(["pt2", "onnx"])
     assert str(error.value) == (
         f"The format onnx needs {package}, but this Python has not; install it with `pip install 'nasengine[export]'`, "
-        "or leave onnx out of the formats."
+        "or leave onnx out of the formats (--format)."
     )
 
 
@@ -82,7 +83,8 @@ def test_files_say_what_the_network_takes(tmp_path: Path) -> None:
     one = trained(nn.Sequential(nn.Linear(6, 2)))
     for name in ("pt2", "onnx", "py"):
         Writers(one).write(name, tmp_path)
-    expected = one.interface.plain() | {"preprocessing": one.interface.preprocessing}
+    words = {"preprocessing": one.interface.preprocessing, "postprocessing": one.interface.postprocessing}
+    expected = one.interface.plain() | words
     model = onnx.load(tmp_path / "network.onnx")
     assert {entry.key: json.loads(entry.value) for entry in model.metadata_props}.items() >= expected.items()
     assert model.graph.input[0].name == "input" and model.graph.output[0].name == "output"

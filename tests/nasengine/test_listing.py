@@ -28,8 +28,11 @@ def test_everything_that_has_a_name_is_listed() -> None:
         "algorithm": ALGORITHMS.names(),
         "predictor": PREDICTORS.names(),
         "data": list(SCHEMES),
-        "settings": ["data", "search", "train", "collect", "propose", "rank", "run", "compare", "front"],
+        "settings": ["data", "search", "train", "collect", "propose", "rank", "run", "compare", "front", "final"],
     }
+    final = {row.name: (row.default, row.help) for row in entries[-1].settings}
+    assert final["final.channels"] == (36, "darts: channels of the first cells, an even number")
+    assert final["final.auxiliary"][0] is True and "final.nodes" not in final
 
 
 def test_settings_are_listed_as_they_are_set() -> None:

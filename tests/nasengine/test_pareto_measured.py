@@ -122,7 +122,7 @@ def test_limits_on_latency_and_memory(ranking: Path, tmp_path: Path, machine: Fa
     machine(proportional)
     free = front(ranking, settings=[*SMALL, "front.against=latency,memory"], out=tmp_path / "free").front
     slow, large = float(free["latency"].median()), int(free["memory"].max()) - 1
-    limits = (f"front.max_latency={slow}", f"front.max_memory={large}")
+    limits = (f"front.max_latency={slow}s", f"front.max_memory={large}")
     bound = front(ranking, settings=[*SMALL, *limits, "front.against=latency,memory"], out=tmp_path / "bound").front
     assert free["latency"].max() > slow >= bound["latency"].max()
     assert free["memory"].max() > large >= bound["memory"].max()

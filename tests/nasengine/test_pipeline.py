@@ -121,7 +121,7 @@ def test_stopped_between_stages_and_resumed(
     stop: str, whole: Path, small: str, tmp_path: Path, _counted: Iterator[list[int]]
 ) -> None:
     seen, out = next(_counted), tmp_path / "out"
-    with pytest.raises(InterruptedRun, match=r"^Stopped, all is saved\.$"):
+    with pytest.raises(InterruptedRun, match=rf"^Stopped in the stage '{stop}', all is saved\.$"):
         nasengine.run("darts", "rarts", small, settings=[*RUN, "run.export=none"], out=out, observer=Told(stop))
     assert record(out)["status"] == "interrupted"
     told = Told()
@@ -145,7 +145,9 @@ def test_stopped_within_a_training_and_resumed(
         return step(job, number)
 
     monkeypatch.setattr(TrainJob, "step", stopping)
-    with pytest.raises(InterruptedRun, match=r"^Stopped by SIGTERM after step \d of \d+, all is saved\.$"):
+    with pytest.raises(
+        InterruptedRun, match=r"^Stopped by SIGTERM after step \d of \d+ in the stage 'train', all is saved\.$"
+    ):
         nasengine.run("darts", "rarts", small, settings=[*RUN, "run.export=none"], out=out)
     assert record(out)["status"] == "interrupted"
     nasengine.run(out=out, resume=True)

@@ -125,7 +125,7 @@ def test_labels_that_tell_no_order(tmp_path: Path) -> None:
 def test_sigterm_between_the_stages(whole: Path) -> None:
     killed(whole, "rank", "train", "test", "report")
     shutil.rmtree(whole / "ranking")
-    with pytest.raises(InterruptedRun, match=r"^Stopped by SIGTERM, all is saved\.$"):
+    with pytest.raises(InterruptedRun, match=r"^Stopped by SIGTERM in the stage 'rank', all is saved\.$"):
         nasengine.run(out=whole, resume=True, observer=Told("rank"))
     assert record(whole)["status"] == "interrupted"
 
@@ -140,9 +140,11 @@ def test_other_formats_for_the_rest(whole: Path) -> None:
 def test_what_the_search_refuses_leaves_the_directory_free(tmp_path: Path) -> None:
     with pytest.raises(LimitError, match="must leave an architecture"):
         run(tmp_path / "out", "search.max_params=1")
-    assert not (tmp_path / "out" / "run.json").exists()
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
     with pytest.raises(LimitError, match="must leave an architecture"):
         run(tmp_path / "out", "search.max_params=2")
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize("setting", ["collect.count=3", "rank.top=3", "rank.next=3"])

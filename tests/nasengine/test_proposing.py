@@ -10,6 +10,7 @@ import pytest
 
 import nasengine
 from nasengine._cli.main import main
+from nasengine.collecting import plan_collection
 from nasengine.errors import NasengineError, RunError, SettingError
 from nasengine.listing import show
 from search_spaces.darts import DARTS
@@ -29,6 +30,12 @@ def test_a_table_that_the_other_verbs_read(ended: Path, small: str) -> None:
         "darts", small, architectures=found.path / "candidates.csv", count=2, settings=settings, out=ended / "labels"
     )
     assert pd.read_csv(labels.labels)["architecture"].tolist() == table["architecture"].tolist()[:2]
+    again = nasengine.collect(  # space and data are those of the search
+        architectures=found.path / "candidates.csv", count=2, settings=settings[:2], out=ended / "again"
+    )
+    assert again.record["config"] == labels.record["config"] and again.record["facts"] == labels.record["facts"]
+    other = plan_collection(task="digits", architectures=found.path / "candidates.csv").config
+    assert other["data"]["name"] == "digits" and other["space"] == labels.record["config"]["space"]
     space = DARTS(channels=2, layers=3, nodes=1)
     assert len(set(space.from_table(table))) == 6
 

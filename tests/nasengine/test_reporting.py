@@ -44,7 +44,7 @@ def test_the_headline_is_the_test_score_of_the_winner(page: Page, pipeline: Path
     mean = f"mean and deviation of 2 seeds: {sum(scores) / 2:.2%} ±"
     assert "touched once, after the last step (359 examples)" in page.text and mean in page.text
     versions = record(pipeline)["versions"]
-    assert f"torch {versions['torch']}" in page.text and "cpu, 1 threads" in page.text
+    assert f"torch {versions['torch']}" in page.text and "cpu, 1 thread" in page.text
     assert "took 10 s" in page.text and "algorithm darts" in page.text
 
 

@@ -48,6 +48,21 @@ def test_start_writes_the_record(tmp_path: Path) -> None:
     assert set(contents(tmp_path / "a" / "b")) == {"run.json"}
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_start_of_which_nothing_is_kept_leaves_what_was_there(tmp_path: Path, there: bool) -> None:
+    above = tmp_path / "kept"
+    above.mkdir()
+    if there:
+        (above / "a" / "b").mkdir(parents=True)
+    with start(above / "a" / "b") as run:
+        run.discard([])
+    assert [path.name for path in above.rglob("*")] == (["a", "b"] if there else [])
+    with start(above / "a" / "b") as run:
+        run.write_text("labels.csv", "1")
+        run.discard([])
+    assert set(contents(above / "a" / "b")) == {"labels.csv"}
+
+
 def test_two_runs_of_one_second_have_their_own_identity(tmp_path: Path) -> None:
     with start(tmp_path / "a") as one, start(tmp_path / "b") as other:
         assert one.record["id"] != other.record["id"]

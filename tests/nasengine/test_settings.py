@@ -209,8 +209,8 @@ class Amounts:
     ("name", "text", "value"),
     [
         ("time", "5ms", 0.005),
-        ("time", "0.005", 0.005),
-        ("time", "1e-3", 0.001),
+        ("time", "0.005s", 0.005),
+        ("time", "1e-3 s", 0.001),
         ("time", " 300 us ", 0.0003),
         ("time", "2S", 2.0),
         ("time", "none", None),
@@ -237,8 +237,18 @@ def test_amounts_that_are_none(text: str) -> None:
     with pytest.raises(SettingError) as error:
         override(plain(Amounts()), Amounts, {"time": text}, "amounts")
     assert str(error.value) == (
-        "amounts.time must be a number of seconds such as 0.005, 5ms or 300us (units: us, ms, s), or none, but got "
+        "amounts.time must be a time with a unit such as 5ms, 300us or 0.005s (units: us, ms, s), or none, but got "
         f"{text!r}."
+    )
+
+
+@pytest.mark.parametrize("text", ["5", "0.005", "-1e-3", "0"])
+def test_a_time_without_a_unit_is_refused(text: str) -> None:
+    with pytest.raises(SettingError) as error:
+        override(plain(Amounts()), Amounts, {"time": text}, "amounts")
+    assert str(error.value) == (
+        f"amounts.time must be a time with a unit such as 5ms, 300us or 0.005s, but got {text!r}; give a unit, such as "
+        "5ms."
     )
 
 

@@ -310,3 +310,23 @@ def test_widths_that_are_concatenated() -> None:
         "for 'width'; add what has an elastic width and do not concatenate or reshape it, or read the parts by a layer "
         "each."
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "came", "other"), [((3, 16), "(2, 3, 16)", "Conv1d"), ((12,), "(2, 12)", "Linear or Embedding")]
+)
+@pytest.mark.parametrize("elastic", [True, False])
+def test_a_convolution_of_images_on_other_data(shape: tuple[int, ...], came: str, other: str, elastic: bool) -> None:
+    """torch takes the batch for the channels of one image, and says that these do not fit the weights."""
+
+    def layers() -> list[nn.Module]:
+        if elastic:
+            return [ElasticConv2d(3, WIDTH, 3), nn.Flatten(), ElasticLinear(WIDTH, 3)]
+        return [MixedOp("op", {"conv": nn.Conv2d(3, 3, 3, padding=1), "skip": nn.Identity()}), nn.Flatten()]
+
+    kind, where = ("ElasticConv2d", "0") if elastic else ("Conv2d", "0.options.0")
+    assert told(layers, Shapes(shape, 3)) == (
+        f"A layer {kind} must get (batch, channels, height, width), but gets the shape {came} from a batch of 2 inputs "
+        f"of shape {shape}; take a layer for these, such as {other}, or data that have the sides "
+        f"(in {where!r}, {kind})."
+    )

@@ -216,7 +216,7 @@ def test_image_sizes(shape: tuple[int, int, int]) -> None:
 
 
 def test_other_inputs_than_images_are_refused() -> None:
-    with pytest.raises(DataError, match=r"needs images .* shape \(12,\)"):
+    with pytest.raises(DataError, match=r"needs images .* shape \(12,\); take other data or another space\.$"):
         SMALL.network(Shapes((12,), 2))
 
 

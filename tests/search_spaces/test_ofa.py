@@ -285,7 +285,9 @@ def test_resolutions_that_the_strides_cannot_divide(shapes: Shapes, resolutions:
 
 
 def test_other_inputs_than_images_are_refused() -> None:
-    with pytest.raises(DataError, match=r"needs images .channels, height, width., but one input has shape \(4,\)"):
+    with pytest.raises(
+        DataError, match=r"needs images .channels, height, width., but one input has shape \(4,\); take other data"
+    ):
         SPACE.choices(Shapes((4,), 2))
 
 

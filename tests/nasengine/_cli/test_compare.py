@@ -45,7 +45,7 @@ def test_ctrl_c_tells_how_to_go_on(cli: Run, command: tuple[str, ...], monkeypat
     code, _, err = cli(*command, "--out", "a run", "--workers", "2")
     assert code == 130
     again = "nasengine compare --out 'a run' --workers 2 --resume"
-    assert err == f"nasengine: Stopped, all is saved: go on with '{again}'.\n"
+    assert err == f"nasengine: Stopped in the stage 'search', all is saved: go on with '{again}'.\n"
     assert record(Path("a run"))["status"] == "interrupted"
 
 
@@ -74,7 +74,7 @@ def test_dry_run_says_epochs_and_time(cli: Run, command: tuple[str, ...], monkey
         (("--budget", "abc"), r"A budget must be a time above 0 .* but got 'abc'"),
         (("--seeds", "0"), r"compare\.seeds must be at least 1, but got 0"),
         (("--seeds", "x"), r"compare\.seeds must be a whole number, but got 'x'"),
-        (("--budget", "3s"), r"one epoch of the slowest algorithm, 'darts', .* give --budget 5s or more"),
+        (("--budget", "3s"), r"one epoch of every algorithm, but that of 'darts' .* give --budget 5s or more"),
         (("--workers", "none"), r"Workers must be a number of processes"),
         (("--set", "algo.alphas.lr=1"), r"must stand behind their names, such as rarts:alphas\.lr=0\.01"),
         (("--resume", "--out", "nowhere"), r"There must be a run\.json of nasengine at nowhere"),

@@ -34,7 +34,8 @@ def test_what_is_written_is_told_with_how_to_load_it(cli: Run, ended: Path, monk
     assert "    outputs = nasengine.load_network('out/network.safetensors')(inputs)" in lines
     assert "inputs (batch, 1, 8, 8) after preprocessing: (x - mean) / std in float32, by channel" in out
     parameters = record(ended / "final")["result"]["parameters"]
-    assert lines[-2] == f"outputs (batch, 4), parameters {parameters:,}"
+    assert lines[-3].startswith("outputs (batch, 4), postprocessing: none: a score a class, ")
+    assert lines[-2] == f"parameters: {parameters:,}"
     assert lines[-1] == "in out: model.py, network.safetensors, export.json"
     exec("import sys; sys.path.insert(0, 'out')\nfrom model import CLASSES, INPUT_SHAPE\nassert len(CLASSES) == 4", {})
 

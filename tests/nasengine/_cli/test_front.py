@@ -44,6 +44,14 @@ def test_what_is_told(cli: Run, ranking: Path) -> None:
     assert f"--genotype '{text}' --set data.train_size=100 --data digits" in said
 
 
+def test_the_form_whose_costs_are_told(cli: Run, ranking: Path) -> None:
+    assert "costs are of the network" not in cli("front", ranking, *SMALL, "--out", "own").out
+    out = cli("front", ranking, *SMALL, "--set", "final.width=4", "--out", "wider").out
+    form = record(Path("wider"))["result"]["trained_with"]
+    assert form == "as it is trained, final.width=4"
+    assert f"\ncosts are of the network {form} (another form by --set final.NAME=VALUE)\n" in out
+
+
 def test_flags_are_settings(cli: Run, ranking: Path) -> None:
     flags = ("--max-params", "300", "--max-flops", "400", "--max-memory", "1MB", "--seed", "3")
     code, _, _ = cli("front", ranking, *SMALL, *flags, "--out", "out")

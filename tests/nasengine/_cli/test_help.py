@@ -25,6 +25,8 @@ from nasengine._cli import (
 )
 from nasengine._cli import list as list_
 from nasengine._cli import run as run_
+from nasengine.config import CollectSettings, SearchSettings, TrainSettings
+from nasengine.task import DataSettings
 from tests.nasengine._cli.conftest import Run
 
 PAGES = {
@@ -34,7 +36,7 @@ PAGES = {
         run_.EPILOG,
         "--space --algo --data --epochs --candidates --labels --score --predictor --train --seeds --train-epochs "
         "--against --export --max-params --max-flops --max-latency --max-memory --seed --device --set --config --out "
-        "--resume --workers --help",
+        "--resume --workers --dry-run --help",
     ),
     "search": (
         "Usage: nasengine search [OPTIONS]",
@@ -134,6 +136,19 @@ def test_help_of_a_verb(cli: Run, verb: str, flag: str) -> None:
     table = out[out.index("Options:") : out.rindex("Example:")]
     listed = re.findall(r"^  (?:-h, )?(--[\w-]+)(?:, (--[\w-]+))?", table, flags=re.MULTILINE)
     assert [name for names in listed for name in names if name] == options.split()
+
+
+@pytest.mark.parametrize(
+    ("verb", "settings"), [("search", SearchSettings()), ("train", TrainSettings()), ("collect", CollectSettings())]
+)
+def test_help_has_the_defaults(cli: Run, verb: str, settings: SearchSettings | TrainSettings | CollectSettings) -> None:
+    said = " ".join(cli(verb, "--help").out.split())
+    assert f"Passes over the training data. [default: {settings.epochs}] " in said
+    assert f"Examples a batch. [default: {settings.batch_size}] " in said
+    if verb != "train":
+        assert f"the rest is for the architecture. [default: {DataSettings().train_portion}] " in said
+    if isinstance(settings, CollectSettings):
+        assert f"How many architectures. [default: {settings.count}" in said
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

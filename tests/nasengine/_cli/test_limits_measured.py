@@ -5,16 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nasengine.architecture import Architecture
 from nasengine.cost import memory
+from nasengine.footprint import Footprint
 from nasengine.searching import SearchJob
 from tests.nasengine._cli.conftest import Run
 from tests.nasengine._cli.test_limits import SHAPES, common, made
 from tests.nasengine.machines import FakeMachine, sum_of_pieces
-from tests.nasengine.runs import record
+from tests.nasengine.runs import flags, record
 
 Refuse = Callable[..., str]
 
@@ -55,6 +57,48 @@ def test_what_is_derived_keeps_the_limits(cli: Run, small: str, fake: FakeMachin
     assert found["latency_on"]["device"] == "fake"
 
 
+def test_a_measured_latency_above_the_limit_is_told(
+    cli: Run, small: str, fake: FakeMachine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = Footprint.facts
+    slow = FakeMachine(lambda network: 0.0508)
+
+    def measured(footprint: Footprint, architecture: Architecture) -> dict[str, Any]:
+        monkeypatch.setattr(fake, "networks", slow.networks)
+        return facts(footprint, architecture)
+
+    limits = ("--max-latency", "50.7ms")
+    code, out, _ = cli(*common("transformer", "darts", small), *limits, "--out", "kept")
+    assert code == 0 and "Note" not in out
+    assert "\nlatency, by the table of operations, which kept --max-latency: " in out
+    monkeypatch.setattr(Footprint, "facts", measured)
+    code, out, _ = cli(*common("transformer", "darts", small), *limits, "--out", "above")
+    assert code == 0 and "\nlatency, measured at the end: 50.8ms\n" in out
+    assert re.search(
+        r"^Note: the measured latency is above the limit of 50\.7ms, which was kept by the table of operations \(its "
+        r"median error is \d\.\d%\); for a network that measures less give a lower --max-latency\.$",
+        out,
+        re.M,
+    )
+
+
+@pytest.mark.parametrize("measured", ["51ms", "49ms"])
+def test_a_pipeline_measures_its_winner(
+    cli: Run, small: str, fake: FakeMachine, monkeypatch: pytest.MonkeyPatch, measured: str
+) -> None:
+    del fake
+    facts = {"latency_measured": float(measured[:-2]) / 1000, "latency_by": "measurement", "latency": 0.049}
+    monkeypatch.setattr(Footprint, "facts", lambda footprint, architecture: facts)
+    few = ("--candidates", 3, "--labels", 2, "--train", 1, "--train-epochs", 1, "--export", "none")
+    final = flags(("train.valid_portion=0.25", "train.batch_size=8"))
+    arguments = ("run", *common("transformer", "darts", small)[1:-6], "--epochs", 1, "--device", "cpu")
+    code, out, _ = cli(*arguments, *few, *final, *flags(["search.batch_size=8"]), "--max-latency", "50ms", "--out", "r")
+    assert code == 0 and f"\nlatency, measured at the end: {measured}\n" in out
+    assert "\nlatency, measured when the network was chosen, which kept --max-latency: 49ms\n" in out
+    assert ("Note: the measured latency is above the limit of 50ms" in out) == (measured == "51ms")
+    assert facts.items() <= record(Path("r"))["result"].items()
+
+
 def test_memory_of_cells_is_kept(cli: Run, small: str) -> None:
     """The loss of the search heeds no memory; what is derived does."""
     own = made("darts")
@@ -75,7 +119,7 @@ def test_a_finished_search_answers_anew_under_other_limits(cli: Run, small: str,
     seconds, size = between(fake, "transformer", 0.05)
     code, _, err = cli("search", "--out", "run", "--resume", "--max-memory", size)
     assert code == 0 and err == "" and record(Path("run"))["result"]["memory"] <= size
-    code, _, err = cli("search", "--out", "run", "--resume", "--max-latency", seconds, "--max-memory", "none")
+    code, _, err = cli("search", "--out", "run", "--resume", "--max-latency", f"{seconds}s", "--max-memory", "none")
     found = record(Path("run"))["result"]
     assert code == 0 and found["latency"] <= seconds and "memory" not in found
 
@@ -117,8 +161,14 @@ def test_what_the_sentence_names_is_enough(cli: Run, refuse: Refuse, small: str,
         (
             "--max-latency",
             "5 parsecs",
-            "search.max_latency must be a number of seconds such as 0.005, 5ms or 300us (units: us, ms, s), or none, "
+            "search.max_latency must be a time with a unit such as 5ms, 300us or 0.005s (units: us, ms, s), or none, "
             "but got '5 parsecs'.",
+        ),
+        (
+            "--max-latency",
+            "5",
+            "search.max_latency must be a time with a unit such as 5ms, 300us or 0.005s, but got '5'; give a unit, "
+            "such as 5ms.",
         ),
         ("--max-latency", "0ms", "search.max_latency must be more than 0, but got 0.0."),
         ("--max-latency", "-5ms", "search.max_latency must be more than 0, but got -0.005."),
@@ -132,7 +182,7 @@ def test_limits_are_amounts_with_units(refuse: Refuse, small: str, limit: str, v
 
 def test_dry_run_tells_the_limits(cli: Run, small: str, fake: FakeMachine) -> None:
     seconds, size = between(fake, "transformer", 0.5)
-    limits = ("--max-latency", seconds, "--max-memory", size, "--max-flops", 10**9)
+    limits = ("--max-latency", f"{seconds}s", "--max-memory", size, "--max-flops", 10**9)
     code, out, _ = cli(*common("transformer", "darts", small), *limits, "--dry-run")
     assert code == 0
     assert re.search(

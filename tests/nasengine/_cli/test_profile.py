@@ -52,11 +52,24 @@ def test_a_run(cli: Run, ended: Path, part: str) -> None:
         "profile", ended / part, *(flags(("space.channels=2", "space.layers=3")) if part == "." else ())
     )
     assert code == 0 and err == ""
+    form = "as it is trained, final.auxiliary=true" if part == "." else ""
+    assert (f"\nthe network {form} (another form by --set final.NAME=VALUE)\n" in out) == (part == ".")
+    assert "\nlatency: the floor, which the fastest passes come to again and again; quartiles: of all passes" in out
     trained = record(ended / "final")["result"]
     row = next(line for line in out.splitlines() if "Genotype" in line)
     assert f" {trained['parameters']:,} " in row and f" {trained['multiply_adds']:,} " in row
     assert row.endswith(trained["genotype"])
     assert "by operation, each alone, " in out and re.search(r"^ +[\d.]+% +\d+ x ", out, flags=re.MULTILINE)
+
+
+def test_the_final_form_of_a_search_is_measured(cli: Run, small: str) -> None:
+    common = ("search", "--data", small, *CELLS, "--epochs", 1, "--batch-size", 8, "--device", "cpu")
+    assert cli(*common, *flags(("final.channels=4", "final.layers=3")), "--out", "run").code == 0
+    code, out, _ = cli("profile", "run")
+    assert code == 0 and "\nthe network as it is trained, final.channels=4 final.auxiliary=true (" in out
+    assert f" {record(Path('run'))['result']['parameters']:,} " in out
+    code, out, _ = cli("profile", "run", *flags(("final.channels=2", "final.auxiliary=false")))
+    assert code == 0 and "the network as" not in out
 
 
 def test_a_pipeline(cli: Run, ended: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ def test_a_search_is_told_and_kept(cli: Run, small: str, ended: Path) -> None:
     assert f"\nvalidation accuracy of the supernet: {found['supernet_accuracy']:.2%}\n" in out
     assert f"\nin {where}: run.json, history.csv, cells.svg, cells.png\n" in out
     assert out.endswith(f"\nNext: nasengine train {where}\n  --dry-run says how long that takes\n")
-    default = "as it is trained by default, space.channels=36 space.layers=20 space.auxiliary=True"
+    default = "as it is trained by default, final.channels=36 final.layers=20 final.auxiliary=true"
     assert f"\nparameters: {found['parameters']:,}, {default}\n" in out
     assert_same_run(Path(where), ended)
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,6 +225,18 @@ def test_preprocessing_is_that_of_the_task_to_the_bit(shapes: Shapes, tmp_path: 
     assert torch.equal(preprocess(raw), _normalised(raw, mean, std))
 
 
+def test_targets_in_their_own_units(tmp_path: Path) -> None:
+    moments = {"regression": True, "target_mean": (3.0, 0.5, 0.0, -7.0), "target_std": (2.0, 0.25, 1.0, 10.0)}
+    interface = Interface(**{**vars(interface_of(Shapes((5,), 4))), **moments})
+    network = unsettled(nn.Sequential(nn.Linear(5, 4)))
+    text = source(network, interface, "", "")
+    assert "# (batch, 4): a number a target, standardised: see postprocess" in text
+    module: dict[str, Any] = {"__file__": str(tmp_path / "model.py"), "__name__": "model"}
+    exec(text, module)
+    assert module["postprocess"](torch.ones(2, 4)).tolist() == [[5.0, 0.75, 1.0, 3.0]] * 2
+    assert "postprocess" not in source(network, interface_of(Shapes((5,), 4)), "", "")
+
+
 def test_texts_of_others_stay_texts(tmp_path: Path) -> None:
     classes = ("it's", 'a "b"', "@MEAN@", "\\n", "ä")
     interface = Interface(**{**vars(interface_of(Shapes((5,), 5))), "classes": classes})
@@ -301,4 +314,4 @@ def _of_aten(self: nn.Module, x: Tensor) -> Tensor:
 def test_what_cannot_be_written_is_told(forward: Callable[..., Tensor], said: str) -> None:
     with pytest.raises(ExportError) as error:
         source(plain(forward, count=_Counting()), interface_of(ROWS), "", "")
-    assert said in str(error.value) and "leave py out of --format" in str(error.value)
+    assert said in str(error.value) and "leave py out of the formats (--format)" in str(error.value)
