@@ -17,7 +17,7 @@ import pytest
 import nasengine
 from nasengine.errors import InterruptedRun, MissingExtraError, RunError, SettingError
 from nasengine.workers import Event, Work, checked_workers, perform, read, written
-from tests.nasengine.lives import begin, hire
+from tests.nasengine.lives import hire
 from tests.nasengine.runs import assert_same_run
 
 ROOT = Path(nasengine.__file__).parents[1]
