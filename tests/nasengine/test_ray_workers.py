@@ -70,7 +70,9 @@ def test_workers_and_the_driver_are_killed(small: str, whole: Path, tmp_path: Pa
     perform(works(small, tmp_path, count=WORKS, deaths=1), "ray", lambda work, event, done, total: told.append(event))
     assert told.count("stood") == len(ended) < WORKS and told.count("finished") == WORKS - len(ended)
     assert all(lines(tmp_path).count(f"begin {seed}") == count for seed, count in begun.items())
-    assert sorted(line for line in lines(tmp_path) if line.startswith("end")) == [f"end {seed}" for seed in range(WORKS)]
+    assert sorted(line for line in lines(tmp_path) if line.startswith("end")) == [
+        f"end {seed}" for seed in range(WORKS)
+    ]
     assert_same(whole, tmp_path)
     assert not list(tmp_path.glob(".seen-*"))
 
