@@ -253,7 +253,33 @@ def fix(network: nn.Module, architecture: Architecture, inherit: bool = True) ->
                     setattr(module, name, fixed(child))
         return known[module]
 
-    return fixed(copy.deepcopy(network))
+    # to copy a supernet takes long, and what is in the memo is taken to be copied already
+    return fixed(copy.deepcopy(network, {id(part): part for part in _left_out(network, architecture)}))
+
+
+def _left_out(network: nn.Module, architecture: Architecture) -> set[nn.Module]:
+    """The parts of decisions that have no place in the network of an architecture."""
+    taken, left = set[nn.Module](), set[nn.Module]()
+
+    def visit(module: nn.Module, others: set[nn.Module]) -> None:
+        holds = isinstance(module, (nn.ModuleList, nn.ModuleDict))
+        if module in others:
+            left.add(module)
+            return
+        if module in taken and not holds:
+            return
+        taken.add(module)
+        if isinstance(module, Decision):
+            parts = module.parts()
+            run = {part for part, option in parts if option == architecture[module.choices[0].label]}
+            others = {part for part, _ in parts} - run
+        elif not holds:
+            others = set()
+        for child in module.children():
+            visit(child, others)
+
+    visit(network, set())
+    return left - taken
 
 
 class Evaluation(NamedTuple):

@@ -13,8 +13,8 @@ from filelock import FileLock
 
 import nasengine
 from nasengine.parallel import ALONE
-from tests.nasengine.process_searches import begin
-from tests.nasengine.processes import computed, ended_processes, start_processes
+from tests.nasengine.process_searches import begin, start_processes
+from tests.nasengine.processes import computed
 from tests.nasengine.runs import SEARCH, TRAIN
 
 torch.set_num_threads(1)  # the workers share the cores: more threads than cores are many times slower
@@ -60,8 +60,10 @@ def by_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
             processes = start_processes(path)
             torch.save(computed(ALONE), path / "alone.pt")
             begin(path / "alone")
-            said = ended_processes(processes)
-            codes = [process.returncode for process in processes]
+            for process in processes:
+                process.join(300)
+            codes = [process.exitcode for process in processes]
+            said = [(path / f"said-{rank}.txt").read_text() for rank in range(len(processes))]
             (path / "codes.json").write_text(json.dumps([codes, said]))
     return path
 

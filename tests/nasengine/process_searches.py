@@ -1,7 +1,6 @@
 """Searches by two processes: one to the end, one that is interrupted and goes on, one whose second process is killed.
 
-python -m tests.nasengine.process_searches RANK WORLD DIRECTORY runs them as one of several, after what
-tests.nasengine.processes computes.
+Before, each of them computes what tests.nasengine.processes does.
 """
 
 from __future__ import annotations
@@ -9,9 +8,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,9 @@ from nasengine.errors import InterruptedRun, NasengineError, ParallelError, RunE
 from nasengine.loop import Observer
 from nasengine.parallel import ALONE, Ranks
 from nasengine.searching import SearchJob, SearchResult
-from tests.nasengine.processes import ROOT, computed, meet
+from tests.nasengine.lives import begin as begin_process
+from tests.nasengine.lives import say_into
+from tests.nasengine.processes import AROUND, ROOT, computed, meet
 from tests.nasengine.runs import flags
 
 SPACE = str(ROOT / "examples" / "images.py:SmallCNN")
@@ -122,12 +123,20 @@ def searches(ranks: Ranks, where: Path) -> dict[str, Any]:
     return told
 
 
-if __name__ == "__main__":
+def start_processes(directory: Path, world: int = 2) -> list[ForkServerProcess]:
+    """Starts the ranks; what each of them says to stderr is in said-RANK.txt."""
+    return [begin_process(_take_part, rank, world, directory) for rank in range(world)]
+
+
+def _take_part(rank: int, world: int, directory: Path) -> None:
+    say_into(directory / f"said-{rank}.txt")
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    for name in AROUND:
+        os.environ.pop(name, None)
     torch.set_num_threads(1)
-    place, count, directory = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
-    mine = meet(place, count, directory)
-    assert mine.world == count and ALONE.world == 1
-    torch.save(computed(mine), directory / f"rank-{place}.pt")
+    mine = meet(rank, world, directory)
+    assert mine.world == world and ALONE.world == 1
+    torch.save(computed(mine), directory / f"rank-{rank}.pt")
     said = searches(mine, directory)
     (directory / "said.json").write_text(json.dumps(said))
     os._exit(0)  # the group has lost a process

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -200,31 +198,14 @@ NORMS: Mapping[str, Any] = {
 }
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """The environment of a process of a test; what torchrun sets around the tests themselves is not in it."""
-    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables}
+AROUND = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+"""What torchrun sets around the tests themselves."""
 
 
-def start_processes(
-    directory: Path, world: int = 2, module: str = "tests.nasengine.process_searches"
-) -> list[subprocess.Popen[str]]:
-    """Starts the ranks of a module's computation."""
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", module, str(rank), str(world), str(directory)],
-            cwd=ROOT,
-            env=environment(GLOO_SOCKET_IFNAME="lo"),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-
-
-def ended_processes(processes: list[subprocess.Popen[str]]) -> list[str]:
-    """Waits for processes; what each said to stderr."""
-    return [process.communicate(timeout=300)[1] for process in processes]
+def environment() -> dict[str, str]:
+    """The environment of a process of a test."""
+    kept = {name: value for name, value in os.environ.items() if name not in AROUND}
+    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def meet(rank: int, world: int, directory: Path, wait: timedelta = WAIT) -> Ranks:

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -30,6 +29,7 @@ from nasengine.task import Dataset, Shapes, Task
 from nasengine.training import TrainJob
 from search_spaces.nasbench101 import NASBench101
 from tests.nasengine.dense import Dense
+from tests.nasengine.lives import begin_life
 from tests.nasengine.runs import flags, record
 from tests.nasengine.tasks import float_dataset, regression_dataset
 from tests.search_spaces.test_contract import SMALL
@@ -40,7 +40,6 @@ COLLECT = (
     *(*SPACE, "collect.epochs=2", "collect.batch_size=8", "collect.lr=0.3", "collect.repeats=2"),
     "collect.device=cpu",
 )
-ROOT = Path(nasengine.__file__).parents[1]
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -201,21 +200,16 @@ def test_killed_at_random(whole: Path, small: str, tmp_path: Path) -> None:
     arguments += ["--set", "collect.checkpoint_seconds=0"]
     for kill in range(4):
         rest = ["--resume"] if (out / "run.json").exists() else arguments
-        process = subprocess.Popen(
-            [sys.executable, "-m", "nasengine", "collect", "--out", str(out), *rest],
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
+        process = begin_life(["collect", "--out", str(out), *rest], tmp_path / "said")
         deadline, wanted = time.monotonic() + 60, record(out).get("step", 0) + 5 if kill and rest == ["--resume"] else 2
-        while kill < 3 and process.poll() is None and time.monotonic() < deadline:
+        while kill < 3 and process.exitcode is None and time.monotonic() < deadline:
             if (out / "run.json").exists() and record(out).get("step", 0) >= wanted:
                 process.kill()
             if (out / "labels.csv").exists():
                 assert rows(out) == rows(whole)[: len(rows(out))]
             time.sleep(0.002)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == (-signal.SIGKILL if kill < 3 else 0), errors.decode()
+        process.join(60)
+        assert process.exitcode == (-signal.SIGKILL if kill < 3 else 0), (tmp_path / "said").read_text()
     assert_same(whole, out)
 
 

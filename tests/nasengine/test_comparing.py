@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -26,6 +24,7 @@ from nasengine.task import load_task
 from nasengine.training import TrainJob
 from nasengine.workers import Event, Work
 from tests.nasengine.comparisons import ALGORITHMS, COMPARE, known_cost, tables
+from tests.nasengine.lives import begin_life
 from tests.nasengine.runs import assert_same_run, record, result
 
 RUNS = ("darts/seed-0", "darts/seed-1", "random-samples=2/seed-0", "random-samples=2/seed-1")
@@ -163,17 +162,14 @@ def test_killed_with_its_workers_under_way_it_goes_on(
     out = tmp_path / "killed"
     with pytest.raises(InterruptedRun):
         compared(small, out, observer=_Stopping(step=1))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "nasengine", "compare", "--out", str(out), "--workers", "2", "--resume"],
-        env={**os.environ, "PYTHONPATH": str(Path(nasengine.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-    )
+    process = begin_life(["compare", "--out", str(out), "--workers", "2", "--resume"], tmp_path / "said")
     deadline = time.monotonic() + 120
-    while not (out / RUNS[1] / "run.json").exists() and process.poll() is None:
+    while not (out / RUNS[1] / "run.json").exists() and process.exitcode is None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.kill()
-    assert process.wait() == -signal.SIGKILL and record(out)["status"] == "running"
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and record(out)["status"] == "running", (tmp_path / "said").read_text()
     nasengine.compare(out=out, resume=True)
     assert tables(out) == tables(whole.path)
     for run in RUNS:

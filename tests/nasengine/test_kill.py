@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pytest
 import nasengine
 from nasengine.errors import InterruptedRun
 from nasengine.loop import Observer
+from tests.nasengine.lives import begin_life
 from tests.nasengine.runs import GENOTYPE, SEARCH, TINY, TRAIN, assert_same_run, flags, record
 
 KILLS = 10
@@ -36,21 +38,17 @@ LIVES = {
 }
 
 
-def start(arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
-    resume = ["--resume"] if (out / "run.json").exists() else []
-    if arguments[0] == "train" and resume:
-        arguments = ["train"]  # all else comes from the run
-    return subprocess.Popen(
-        [sys.executable, "-m", "nasengine", *arguments, "--out", str(out), *resume],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
+def next_life(arguments: list[str], out: Path) -> ForkServerProcess:
+    """Begins a life, which goes on where the last one ended."""
+    if (out / "run.json").exists():
+        verb = arguments[0]
+        arguments = [*([verb] if verb == "train" else arguments), "--resume"]  # all else of a training is in its run
+    return begin_life([*arguments, "--out", str(out)], out.with_suffix(".said"))
 
 
-def wait_for(process: subprocess.Popen[bytes], condition: Callable[[], bool]) -> None:
+def wait_for(process: ForkServerProcess, condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
-    while process.poll() is None and not condition():
+    while process.exitcode is None and not condition():
         assert time.monotonic() < deadline
         time.sleep(0.002)
 
@@ -64,33 +62,41 @@ def saved_step(out: Path) -> int:
 
 def kill_at_random(arguments: list[str], out: Path, rng: random.Random) -> str:
     """Starts a life and kills it: in a fifth of cases at any time of its start, else after some further steps."""
-    process, before = start(arguments, out), saved_step(out)
+    process, before = next_life(arguments, out), saved_step(out)
     early, delay, steps = rng.random() < 0.2, rng.random(), rng.randint(1, 3)
     if early:
-        time.sleep(delay)
+        time.sleep(0.2 * delay)
     else:
         wait_for(process, lambda: saved_step(out) >= before + steps)
         time.sleep(0.03 * delay)  # into a step, or the writing of a checkpoint
     process.kill()
-    _, errors = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), errors.decode()
-    return f"{'start' if early else 'steps'}: {before} -> {saved_step(out)}, exit code {process.returncode}"
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL), out.with_suffix(".said").read_text()
+    return f"{'start' if early else 'steps'}: {before} -> {saved_step(out)}, exit code {process.exitcode}"
 
 
 @pytest.mark.parametrize("verb", ["search", "train"])
 def test_killed_ten_times_ends_with_the_same_bits(verb: str, tmp_path: Path) -> None:
+    """Each time it was a process of its own; one that is not killed has an interpreter of its own, too."""
     rng, labels = np.random.default_rng(0), np.arange(440) % 4
     np.savez(tmp_path / "data.npz", x=rng.integers(256, size=(440, 8, 8), dtype=np.uint8), y=labels)
     arguments = [text.replace("{data}", str(tmp_path / "data.npz")) for text in LIVES[verb]]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    uninterrupted = start(arguments, whole)
+    uninterrupted = subprocess.Popen(
+        [sys.executable, "-m", "nasengine", *arguments, "--out", str(whole)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
     instants = random.Random(20240607)
     lives = [kill_at_random(arguments, killed, instants) for _ in range(KILLS)]
     assert record(killed)["status"] != "finished", lives
     assert sum("steps" in life and "-9" in life for life in lives) >= 5, lives
-    for process in (uninterrupted, start(arguments, killed)):
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors.decode()
+    last = next_life(arguments, killed)
+    _, errors = uninterrupted.communicate(timeout=120)
+    assert uninterrupted.returncode == 0, errors.decode()
+    last.join(120)
+    assert last.exitcode == 0, killed.with_suffix(".said").read_text()
     assert_same_run(whole, killed)
     assert not list(killed.glob(".partial*"))
 

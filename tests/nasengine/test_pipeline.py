@@ -22,6 +22,7 @@ from nasengine.finals import Finalist
 from nasengine.run_observer import RunObserver
 from nasengine.task import Task
 from nasengine.training import TrainJob, score_on_test
+from tests.nasengine.lives import hire
 from tests.nasengine.runs import SEARCH, flags, record
 
 STAGES = ["search", "propose", "collect", "rank", "train", "test", "export", "report"]
@@ -154,7 +155,10 @@ def test_stopped_within_a_training_and_resumed(
     assert pd.read_csv(out / "candidates.csv").equals(pd.read_csv(whole / "candidates.csv"))
 
 
-def test_several_workers_come_to_the_same(whole: Path, small: str, tmp_path: Path) -> None:
+def test_several_workers_come_to_the_same(
+    whole: Path, small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nasengine.workers._Crew._hire", hire)
     scored = [*RUN, "run.score=training", "run.labels=8", "collect.epochs=6", "collect.lr=0.05", "run.export=none"]
     scored += ["collect.batch_size=4"]
     for name, workers in (("one", 1), ("two", 2)):

@@ -228,6 +228,29 @@ def test_extract_copies_the_weights() -> None:
     assert list(net.choices) == ["layer/0", "layer/1"]
 
 
+class _Counted(Times):
+    """Counts its copies."""
+
+    copies = 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Counted:
+        _Counted.copies += 1
+        return _Counted(self.factor.item())
+
+
+def test_fix_copies_what_is_taken_though_another_choice_leaves_it_out() -> None:
+    both, never = _Counted(2.0), _Counted(3.0)
+    network = nn.Sequential(
+        MixedOp("one", {"both": both, "never": never}),
+        MixedOp("two", {"never": never, "other": nn.Sequential(both, MixedOp("one", {"both": both, "never": never}))}),
+        ElasticDepth("depth", [Times(5.0), never]),
+    )
+    fixed = fix(network, Architecture({"one": "both", "two": "other", "depth": "1"}))
+    assert _Counted.copies == 1 and fixed(X).equal(X * 2 * 2 * 2 * 5)
+    mine = {module for module in fixed.modules() if isinstance(module, Times)}
+    assert len(mine) == 2 and mine.isdisjoint(network.modules())
+
+
 def test_fix_reaches_choices_inside_options_and_second_names() -> None:
     inner = MixedOp("inner", {"two": Times(2.0), "five": Times(5.0)})
     outer = MixedOp("outer", {"inner": inner, "skip": nn.Identity()})

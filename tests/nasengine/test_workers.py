@@ -17,6 +17,7 @@ import pytest
 import nasengine
 from nasengine.errors import InterruptedRun, MissingExtraError, RunError, SettingError
 from nasengine.workers import Event, Work, checked_workers, perform, read, written
+from tests.nasengine.lives import hire
 from tests.nasengine.runs import assert_same_run
 
 ROOT = Path(nasengine.__file__).parents[1]
@@ -41,11 +42,18 @@ def whole(small: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers begin at once; those of the other tests are started as a run starts them."""
+    monkeypatch.setattr("nasengine.workers._Crew._hire", hire)
+
+
 def assert_same(one: Path, other: Path, count: int = 3) -> None:
     for seed in range(count):
         assert_same_run(one / f"seed-{seed}", other / f"seed-{seed}")
 
 
+@pytest.mark.usefixtures("_forked")
 def test_the_same_bits_by_local_processes_though_workers_die(small: str, whole: Path, tmp_path: Path) -> None:
     told: list[tuple[str, Event, int]] = []
     several = works(small, tmp_path, deaths=1)
@@ -60,11 +68,13 @@ def test_the_same_bits_by_local_processes_though_workers_die(small: str, whole: 
     assert lines(tmp_path).count("begin 0") == 2
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_worker_that_is_told_to_stop_by_someone_else_is_replaced(small: str, whole: Path, tmp_path: Path) -> None:
     perform(works(small, tmp_path, count=2, deaths=1, death=signal.SIGTERM), 2)
     assert_same(whole, tmp_path, count=2)
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_work_whose_worker_always_dies(small: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nasengine.workers.TRIES", 2)
     with pytest.raises(RunError, match=r"must live to the end of its work, but the one of .*seed-0 died 2 times"):

@@ -24,7 +24,7 @@ from tests.search_spaces.cells101 import other_form, random_cells
 SMALL: dict[str, dict[str, Any]] = {
     "boosting": {"trees": 25, "members": 2},
     "ensemble": {"trees": 20},
-    "assessor": {"steps": 40, "members": 2, "hidden": 32, "embedding": 16, "anchors": 60},
+    "assessor": {"steps": 25, "members": 2, "hidden": 32, "embedding": 16, "anchors": 60},
 }
 SHAPES = Shapes((3, 32, 32), 10)
 IMAGES = f"{Path(__file__).parents[2] / 'examples/images.py'}:SmallCNN"
