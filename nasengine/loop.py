@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nasengine.allocator import keep_pages
 from nasengine.errors import DivergedError, InterruptedRun, RunError
 from nasengine.run_directory import Row, Run, saving
 from nasengine.seeding import generator
@@ -80,6 +81,7 @@ class Loop:
 
     def __call__(self) -> dict[str, Any]:
         """Runs to the end and gives the result, which is also in run.json."""
+        keep_pages()
         self._restore()
         job, spe = self.job, self.job.steps_per_epoch
         self.observer.started(self.run, job, self.step)

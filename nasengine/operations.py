@@ -5,14 +5,16 @@ All take and give images (batch, channels, height, width).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasengine.supernet import Zero
+from nasengine.mixing import Statistics, Unnormed, folded, measured, mixed
+from nasengine.separable import Pair, is_fast, separable, separables
+from nasengine.supernet import MixedOp, Zero, decided, known, once_a_call
 
 
 class FactorizedReduce(nn.Module):
@@ -26,11 +28,18 @@ class FactorizedReduce(nn.Module):
         self.norm = nn.BatchNorm2d(channels_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        reduced: Tensor = self.norm(self._reduced(x))
+        return reduced
+
+    def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
+        """What it gives before its batch norm."""
+        return measured(self._reduced(x), self.norm, statistics)
+
+    def _reduced(self, x: Tensor) -> Tensor:
         x = self.relu(x)
         height, width = x.shape[-2:]
         shifted = F.pad(x, (0, width % 2, 0, height % 2))[..., 1:, 1:]
-        reduced: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
-        return reduced
+        return torch.cat([self.even(x), self.odd(shifted)], dim=1)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -108,7 +117,53 @@ def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Modu
     return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels_out, affine=affine))
 
 
-def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+class SeparableConv(nn.Sequential):
+    """ReLU, depthwise and pointwise convolution, batch norm; all of it once or twice.
+
+    Where `nasengine.separable` has fused loops for the input, they compute it in place of the modules inside.
+    """
+
+    plain = nn.Sequential  # computes the same: an exported network has this in its place
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (torch.is_grad_enabled() and is_fast(x)):
+            outputs: Tensor = super().forward(x)
+            return outputs
+        statistics = Statistics()
+        found = self.unnormed(x, statistics)
+        statistics.keep()
+        return mixed([found], x.new_ones(1))
+
+    def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
+        """What it gives before its last batch norm."""
+        begun = known((id(self), id(x)))
+        found = separable(x, None, None, *self.pair(0)) if begun is None else begun[1]
+        for start in range(4, len(self) + 4, 4):
+            norm = self[start - 1]
+            half = Unnormed(found.output, norm, found.mean, found.var)
+            statistics.add(half)
+            if start < len(self):
+                scale, shift = (row.squeeze(0) for row in folded([half], x.new_ones(1, 1)))
+                found = separable(found.output, scale, shift, *self.pair(start))
+        return half
+
+    def pair(self, start: int) -> Pair:
+        """The two convolutions of the half that begins with this module."""
+        _, depthwise, pointwise, _ = self[start : start + 4]
+        return Pair(depthwise.weight, pointwise.weight, depthwise.stride[0], depthwise.dilation[0])
+
+
+def begin(mixtures: Iterable[MixedOp], x: Tensor) -> None:
+    """Computes what the soft mixtures of a supernet call begin with together: halves of separable convolutions of x."""
+    if not is_fast(x):
+        return
+    soft = [mixture for mixture in mixtures if isinstance(decided(mixture.choice.label), Tensor)]
+    options = [option for mixture in soft for option in mixture.options if isinstance(option, SeparableConv)]
+    for option, found in zip(options, separables(x, None, None, [option.pair(0) for option in options]), strict=True):
+        once_a_call((id(option), id(x)), lambda found=found: (x, found))  # type: ignore[misc]
+
+
+def _half(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
     return [
         DepthwiseConv(channels, kernel, stride, dilation),
         nn.Conv2d(channels, channels, 1, bias=False),
@@ -118,13 +173,13 @@ def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: b
 
 def sep_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
     """Depthwise and pointwise convolution, twice; the stride in the first."""
-    first = _separable(channels, kernel, stride, 1, affine)
-    return nn.Sequential(relu, *first, nn.ReLU(inplace=True), *_separable(channels, kernel, 1, 1, affine))
+    first = _half(channels, kernel, stride, 1, affine)
+    return SeparableConv(relu, *first, nn.ReLU(inplace=True), *_half(channels, kernel, 1, 1, affine))
 
 
 def dil_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
     """Depthwise convolution of dilation 2 and pointwise convolution."""
-    return nn.Sequential(relu, *_separable(channels, kernel, stride, 2, affine))
+    return SeparableConv(relu, *_half(channels, kernel, stride, 2, affine))
 
 
 def skip_connect(channels: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:

@@ -8,7 +8,9 @@ tensors, forward-mode and second derivatives.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +19,30 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nasengine import launch
+from nasengine.sharding import is_sharded
+
+_formula: ContextVar[bool] = ContextVar("nasengine_formula", default=False)
+
+
+@contextmanager
+def by_formula() -> Iterator[None]:
+    """A block without compiled loops: the reference."""
+    token = _formula.set(True)
+    try:
+        yield
+    finally:
+        _formula.reset(token)
+
+
+def is_fast(x: Tensor) -> bool:
+    """Whether the compiled loops can have an image batch (B, C, H, W)."""
+    if _formula.get() or is_sharded() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        return False
+    if not _ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode():
+        return False
+    if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return launch.compiled()
 
 
 class Pair(NamedTuple):
@@ -103,17 +129,13 @@ def plain_separable(
 
 def _fits(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequence[Pair]) -> bool:
     """Whether the compiled loops can have it: ordinary tensors in main memory, of shapes that go together."""
-    if torch.compiler.is_compiling() or not _ordinary(x) or x.dim() != 4 or not x.numel() or not pairs:
-        return False
-    if torch.jit.is_tracing() or is_in_torch_dispatch_mode() or torch.is_autocast_enabled("cpu"):  # type: ignore[no-untyped-call]
-        return False
     channels, size = x.shape[1], (x.shape[1],)
-    if (scale is None) != (shift is None) or torch._C._functorch.peek_interpreter_stack() is not None:
+    if not pairs or not is_fast(x) or (scale is None) != (shift is None):
         return False
     if scale is not None and shift is not None:
         if not (_ordinary(scale) and _ordinary(shift) and scale.shape == size and shift.shape == size):
             return False
-    return all(_pair_fits(pair, channels) for pair in pairs) and launch.compiled()
+    return all(_pair_fits(pair, channels) for pair in pairs)
 
 
 def _pair_fits(pair: Pair, channels: int) -> bool:

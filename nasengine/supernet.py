@@ -11,9 +11,9 @@ import abc
 import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,15 @@ from torch.func import functional_call
 
 from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
+from nasengine.separable import by_formula
 from nasengine.sharding import is_sharded, over_shards, to_shards
 from nasengine.task import Batch
 
 if TYPE_CHECKING:
     from nasengine.space import Space
+
+
+T = TypeVar("T")
 
 
 class Gates(NamedTuple):
@@ -44,7 +48,7 @@ Weights = Mapping[str, Tensor]
 class _Call(NamedTuple):
     mixture: Mixture
     shared: dict[int, tuple[Tensor, Tensor]] | None
-    known: dict[object, Tensor]
+    known: dict[object, Any]
 
 
 _call: ContextVar[_Call | None] = ContextVar("nasengine_supernet_call", default=None)
@@ -54,7 +58,8 @@ _call: ContextVar[_Call | None] = ContextVar("nasengine_supernet_call", default=
 def _bound(mixture: Mixture, share: bool) -> Iterator[None]:
     token = _call.set(_Call(mixture, {} if share else None, {}))
     try:
-        yield
+        with nullcontext() if share else by_formula():
+            yield
     finally:
         _call.reset(token)
 
@@ -75,13 +80,20 @@ def decided(label: str) -> Tensor | Gates | int:
     return call.mixture[label]
 
 
-def once_a_call(key: object, compute: Callable[[], Tensor]) -> Tensor:
+def once_a_call(key: object, compute: Callable[[], T]) -> T:
     """What `compute` gives, computed once per supernet call for all who ask with an equal key."""
     call = _call.get()
     assert call is not None
     if key not in call.known:
         call.known[key] = compute()
-    return call.known[key]
+    known: T = call.known[key]
+    return known
+
+
+def known(key: object) -> Any | None:
+    """What `once_a_call` has computed for this key; None where there is nothing, or no call."""
+    call = _call.get()
+    return None if call is None else call.known.get(key)
 
 
 class Decision(nn.Module, abc.ABC):

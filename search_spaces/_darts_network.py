@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.errors import DataError
-from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, relu_conv_norm
+from nasengine.mixing import summed
+from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, begin, relu_conv_norm
 from nasengine.supernet import MixedOp, Shared
 from nasengine.task import Shapes
 
@@ -101,8 +102,12 @@ class SearchCell(nn.Module):
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
         states = self.preprocess(before_last, last)
         for node in range(2, self.nodes + 2):
-            terms = [self.edges[f"{source}-{node}"](state) for source, state in enumerate(states)]
-            states.append(sum(terms[1:], start=terms[0]))
+            for source in range(0 if node == 2 else node - 1, node):
+                begin(
+                    [cast(MixedOp, self.edges[f"{source}-{later}"]) for later in range(node, self.nodes + 2)],
+                    states[source],
+                )
+            states.append(summed([self.edges[f"{source}-{node}"] for source in range(node)], states))
         return torch.cat(states[2:], dim=1)
 
     @staticmethod

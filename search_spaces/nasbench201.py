@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nasengine.architecture import Architecture, Choice
 from nasengine.encoding import Graphs, encode_cells
 from nasengine.errors import ArchitectureError, DataError
+from nasengine.mixing import summed
 from nasengine.settings import setting, validate
 from nasengine.space import Benchmark, Space
 from nasengine.supernet import MixedOp, Shared, Zero
@@ -202,8 +203,7 @@ class Cell(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         states = [x]
         for node in range(1, NODES):
-            terms = [self.edges[f"{source}-{node}"](state) for source, state in enumerate(states)]
-            states.append(sum(terms[1:], start=terms[0]))
+            states.append(summed([self.edges[f"{source}-{node}"] for source in range(node)], states))
         return states[-1]
 
 

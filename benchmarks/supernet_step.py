@@ -1,0 +1,202 @@
+"""A step of a DARTS search against public code, in one run: seconds, peak memory, and equal losses and gradients.
+
+    python benchmarks/supernet_step.py --peer darts=PATH [--batch-size 16,64] [--threads 2] [--repeats 5]
+
+PATH is a checkout of quark0/darts that was made to run on the installed PyTorch and on a CPU; nothing of it is here.
+16 channels, 8 cells, 32x32 pixels, float32. Losses and gradients are compared first, at equal weights. Then both take
+steps in turns, each in a process of its own, and the median of the ratios is printed: below 1 is faster than the peer.
+Memory is the most that a process held in its steps, less what it held before the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from nasengine.algorithms.darts import DARTS
+from nasengine.algorithms.rarts import RARTS
+from nasengine.allocator import keep_pages
+from nasengine.seeding import generator
+from nasengine.supernet import Supernet
+from nasengine.task import Batch, Shapes
+from search_spaces.darts import DARTS as Cells
+from search_spaces.darts import KINDS
+
+SHAPES = Shapes((3, 32, 32), 10)
+SPAWN = multiprocessing.get_context("spawn")
+Step = Callable[[Batch, Batch], object]
+
+
+class Peer:
+    """quark0/darts at the same sizes."""
+
+    def __init__(self, path: Path) -> None:
+        sys.path.insert(0, str(path / "cnn"))
+        import architect
+        import model_search
+
+        self.network = model_search.Network(16, SHAPES.outputs, 8, torch.nn.CrossEntropyLoss())
+        self.optimizer = torch.optim.SGD(self.network.parameters(), 0.025, momentum=0.9, weight_decay=3e-4)
+        settings = SimpleNamespace(momentum=0.9, weight_decay=3e-4, arch_learning_rate=3e-4, arch_weight_decay=1e-3)
+        self.architect = architect.Architect(self.network, settings)
+
+    def step(self, train: Batch, valid: Batch, second: bool) -> None:
+        """As in its train_search.py."""
+        batches = (train.inputs, train.targets, valid.inputs, valid.targets)
+        self.architect.step(*batches, 0.025, self.optimizer, unrolled=second)
+        self.optimizer.zero_grad()
+        self.network._loss(train.inputs, train.targets).backward()
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), 5.0)
+        self.optimizer.step()
+
+
+def supernet() -> Supernet:
+    """Ours, in the memory format of a search."""
+    made: Supernet = Cells().supernet(SHAPES, F.cross_entropy).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return made
+
+
+def step_of(algorithm: DARTS | RARTS) -> Step:
+    """A step of ours."""
+    keep_pages()
+    if isinstance(algorithm, DARTS):
+        state = algorithm.init(supernet(), generator(0), 1000)
+        return lambda train, valid: algorithm.step(state, train, valid)
+    other = algorithm.init(supernet(), generator(0), 1000)
+    return lambda train, valid: algorithm.step(other, train, valid)
+
+
+def peer_step(path: Path, second: bool) -> Step:
+    """A step of the peer."""
+    peer = Peer(path)
+    return lambda train, valid: peer.step(train, valid, second)
+
+
+CONTESTS: dict[str, tuple[DARTS | RARTS, bool]] = {
+    "first order": (DARTS(order="first"), False),
+    "second order": (DARTS(order="second"), True),
+    "RARTS, exact sweep": (RARTS(sweep="exact"), True),
+    "RARTS, two passes": (RARTS(sweep="stale"), True),
+}
+"""By name: our algorithm, and whether the peer's step that it is held against is second order."""
+
+
+def batches(size: int, layout: torch.memory_format) -> tuple[Batch, Batch]:
+    """Random images and targets, for training and validation."""
+    rng = generator(0, size)
+
+    def batch() -> Batch:
+        images = torch.randn(size, *SHAPES.input, generator=rng).contiguous(memory_format=layout)
+        return Batch(images, torch.randint(SHAPES.outputs, (size,), generator=rng))
+
+    return batch(), batch()
+
+
+def serve(connection: Connection, path: Path | None, name: str, size: int, threads: int) -> None:
+    """Takes a step whenever it is asked to, and answers with its seconds and the bytes of all so far."""
+    torch.set_num_threads(threads)
+    algorithm, second = CONTESTS[name]
+    step = step_of(algorithm) if path is None else peer_step(path, second)
+    train, valid = batches(size, torch.channels_last if path is None else torch.contiguous_format)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    while connection.recv():
+        start = time.perf_counter()
+        step(train, valid)
+        seconds = time.perf_counter() - start
+        connection.send((seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
+
+
+class Contestant:
+    """A process that takes steps."""
+
+    def __init__(self, path: Path | None, name: str, size: int, threads: int) -> None:
+        self.connection, other = SPAWN.Pipe()
+        self.process = SPAWN.Process(target=serve, args=(other, path, name, size, threads), daemon=True)
+        self.process.start()
+
+    def step(self) -> tuple[float, int]:
+        """Seconds of one step, and bytes of all."""
+        self.connection.send(True)
+        found: tuple[float, int] = self.connection.recv()
+        return found
+
+    def end(self) -> None:
+        self.connection.send(False)
+        self.process.join()
+
+
+def compare(peer: Peer, size: int) -> tuple[float, float, float]:
+    """Relative differences of the loss, of all gradients of weights and of all of alphas, at the peer's weights."""
+    ours, batch = supernet(), batches(size, torch.channels_last)[0]
+    theirs, alphas = list(peer.network.parameters()), peer.network.arch_parameters()
+    with torch.no_grad():
+        for mine, other in zip(ours.parameters(), theirs, strict=True):
+            mine.copy_(other)
+    rows = torch.cat([torch.softmax(alpha, -1) for alpha in alphas]).detach()
+    labels = [f"{kind}/{source}-{node}" for kind in KINDS for source, node in Cells().edges()]
+    mixture = {label: row.clone().requires_grad_() for label, row in zip(labels, rows, strict=True)}
+    loss = ours.evaluate(batch, mixture).loss
+    found = torch.autograd.grad(loss, [*ours.parameters(), *mixture.values()])
+    other_loss = peer.network._loss(batch.inputs.contiguous(), batch.targets)
+    wanted = torch.autograd.grad(other_loss, [*theirs, *alphas])
+    slopes = torch.stack(found[len(theirs) :])
+    of_logits = rows * (slopes - (rows * slopes).sum(1, keepdim=True))  # through the softmax
+    weights = _apart(found[: len(theirs)], wanted[: len(theirs)])
+    return float((loss / other_loss - 1).abs()), weights, _apart([of_logits], [torch.cat(wanted[len(theirs) :])])
+
+
+def _apart(found: Any, wanted: Any) -> float:
+    one, other = (torch.cat([tensor.flatten().double() for tensor in column]) for column in (found, wanted))
+    return float((one - other).norm() / other.norm())
+
+
+def contest(path: Path, name: str, size: int, threads: int, repeats: int) -> str:
+    """A line of the table."""
+    ours, peer = Contestant(None, name, size, threads), Contestant(path, name, size, threads)
+    for contestant in (ours, peer):
+        contestant.step()
+    pairs = [(ours.step(), peer.step()) for _ in range(repeats)]
+    for contestant in (ours, peer):
+        contestant.end()
+    ratios = [mine[0] / other[0] for mine, other in pairs]
+    ratio = statistics.median(ratios)
+    seconds = [statistics.median(pair[place][0] for pair in pairs) for place in range(2)]
+    memory, their_memory = pairs[-1][0][1], pairs[-1][1][1]
+    return (
+        f"  {name:18s} {seconds[0]:8.3f} s  peer {seconds[1]:8.3f} s  ratio {ratio:.3f} ({min(ratios):.3f} to "
+        f"{max(ratios):.3f}), {1 / ratio:5.2f} times as fast  memory {memory / 2**20:5,.0f} of "
+        f"{their_memory / 2**20:5,.0f} MiB, {memory / their_memory:.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer", required=True, help="darts=PATH")
+    parser.add_argument("--batch-size", default="16,64")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    path = Path(arguments.peer.removeprefix("darts=")).expanduser()
+    torch.set_num_threads(arguments.threads)
+    print(f"torch {torch.__version__}, {arguments.threads} threads, 16 channels, 8 cells, 32x32 pixels, float32")
+    for size in map(int, arguments.batch_size.split(",")):
+        loss, weights, alphas = compare(Peer(path), size)
+        print(f"batch {size}: differences of loss {loss:.1e}, weights' gradients {weights:.1e}, alphas' {alphas:.1e}")
+        for name in CONTESTS:
+            print(contest(path, name, size, arguments.threads, arguments.repeats), flush=True)
+
+
+if __name__ == "__main__":
+    main()
