@@ -38,7 +38,7 @@ def refuse_early(space: Space, shapes: Shapes, limits: Limits, measured: Measure
         space: in its final form; `form` says what that changes.
         measured: tells seconds.
     """
-    least = space.least(space.choices(shapes))
+    least = space.cheapest(space.choices(shapes))
     if least is None:
         return
     network = space.build(least, shapes).eval().requires_grad_(False)  # no meta device, whose first use takes a second

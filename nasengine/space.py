@@ -124,7 +124,7 @@ class Space(abc.ABC):
         """The architecture of all smallest sizes, and the first operations where `derive` takes them."""
         return self.derive(choices, {label: -torch.arange(float(len(c.options))) for label, c in choices.items()})
 
-    def least(self, choices: Mapping[str, Choice]) -> Architecture | None:
+    def cheapest(self, choices: Mapping[str, Choice]) -> Architecture | None:
         """The architecture that none has fewer parameters or multiply-adds than; None where a space does not say.
 
         A space that says it answers limits below it at once.

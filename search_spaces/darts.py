@@ -55,7 +55,7 @@ class DARTS(Space):
         labels = [f"{kind}/{source}-{node}" for kind in KINDS for source, node in self.edges()]
         return {label: Choice(label, tuple(OPERATIONS)) for label in labels}
 
-    def least(self, choices: Mapping[str, Choice]) -> Architecture:
+    def cheapest(self, choices: Mapping[str, Choice]) -> Architecture:
         """That of poolings alone, which cost nothing."""
         return self.smallest(choices)
 

@@ -71,7 +71,7 @@ class NASBench201(Space):
     def choices(self, shapes: Shapes | None = None) -> dict[str, Choice]:
         return {label: Choice(label, tuple(OPERATIONS)) for label in map(_label, EDGES)}
 
-    def least(self, choices: Mapping[str, Choice]) -> Architecture:
+    def cheapest(self, choices: Mapping[str, Choice]) -> Architecture:
         """That of the operation "none" alone, which cost nothing."""
         return self.smallest(choices)
 

@@ -132,7 +132,7 @@ class OFA(Space):
 
     # The network
 
-    def least(self, choices: Mapping[str, Choice]) -> Architecture:
+    def cheapest(self, choices: Mapping[str, Choice]) -> Architecture:
         """That of all smallest sizes."""
         return self.smallest(choices)
 

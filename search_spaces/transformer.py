@@ -74,7 +74,7 @@ class Transformer(Space):
         if set(fixed) == set(DIMENSIONS):
             raise SettingError(f"space.fixed must leave a choice, but has all of {self.fixed}; leave one out.")
 
-    def least(self, choices: Mapping[str, Choice]) -> Architecture:
+    def cheapest(self, choices: Mapping[str, Choice]) -> Architecture:
         """That of all smallest sizes."""
         return self.smallest(choices)
 

@@ -36,7 +36,7 @@ def check_cost(space: Space, shapes: Shapes, count: int = 5) -> None:
         for mixture in (places, one_hot):
             expected = Cost(*(round(float(number)) for number in model.expected(mixture)))
             require(expected == said, "the expected cost must be exact where all is decided")
-    least = final.least(choices)
+    least = final.cheapest(choices)
     if least is not None:
         others = [*drawn, *final.neighbours(choices, least)]
         below = [a for a in others if any(map(lt, model.of(a), model.of(least)))]
