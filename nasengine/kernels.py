@@ -1,481 +1,442 @@
-"""Compiled loops of `nasengine.separable`, for channels-last float32 on CPUs. Needs numba; imported on first use.
+"""The compiled kernels of `nasengine.separable`, forward and backward, for channels-last float32. Needs numba.
 
-An image at a time stays in the caches of its core, in blocks of 16 channels: `u`, the rectified input with its border of
-zeros; `v`, its depthwise convolution; `g`, the gradient of the output. A tile is eight pixels of 16 channels in eight
-vectors, so that no sum leaves the registers before it is done.
+A band of rows of an image goes through everything while it is in the cache of its core: u, the rectified input; v, its
+depthwise convolution; y; and back: g, the gradient of y, those of v, of u and of x, and of the weights. Only x, y and
+their gradients are ever in memory.
 
 Threads take chunks of images from a counter. Sums over images are kept a chunk and added in the order of the chunks
 by whoever is last, so that the bits depend neither on the number of threads nor on their timing.
-
-Both kernels take the address of a table of int64, see `Table`: sizes, and addresses in bytes.
 """
 # mypy: disable-error-code="untyped-decorator, no-untyped-call"
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from pathlib import Path
 from typing import Final
 
-from numba import cfunc, njit, types
+from numba import cfunc, types
 
-from nasengine.tiles import (
+from nasengine.kernel_table import (
+    AT_G,
+    AT_GRAD_U,
+    AT_SPREAD,
+    AT_SUMS,
+    AT_U,
+    AT_V,
+    BAND,
+    CHANNELS,
+    CHUNKS,
+    DEPTHWISE,
+    DONE,
+    GRAD_DEPTHWISE,
+    GRAD_MEAN,
+    GRAD_POINTWISE,
+    GRAD_SCALE,
+    GRAD_SHIFT,
+    GRAD_U,
+    GRAD_VAR,
+    GRAD_X,
+    GRAD_Y,
+    HEIGHT,
+    IMAGES,
+    KERNEL,
+    MEAN,
+    NEXT,
+    OUTPUTS,
+    PAIRS,
+    SCALE,
+    SCRATCH,
+    SCRATCH_SIZE,
+    SHIFT,
+    SLOT,
+    STRIDE,
+    SUMS,
+    SUMS_SIZE,
+    VAR,
+    WIDTH,
+    DILATION,
+    X,
+    Y,
+    backward_taps,
     blocks,
+    depthwise_at,
+    entry,
+    factors_at,
+    forward_taps,
+    halved,
+    matrix_at,
+    pack,
+    pair_at,
+    reach,
+    tap_count,
+    tap_rows,
+    transpose_at,
+)
+from nasengine.tiles import (
+    apart,
     clear,
+    convolve,
     correlate,
+    inlined,
+    input_gradient,
+    kernel_gradients,
+    matrix_gradient,
+    matrix_gradient_of_two,
     moments,
-    outer_gradient,
-    padded_taps,
-    product,
-    read,
-    rectified,
-    tap_gradient,
-    write,
+    move,
+    multiply_matrix,
+    multiply_two,
+    output_gradient,
+    rectify,
+    tap_gradients,
 )
-from nasengine.vectors import (
-    add,
-    claim,
-    fma,
-    gate,
-    load,
-    multiply,
-    number,
-    put_number,
-    put_word,
-    store,
-    word,
-    zeros,
-)
-
-NEXT: Final = 0
-SLOT: Final = 1
-DONE: Final = 2
-CHUNKS: Final = 3
-IMAGES: Final = 4
-CHANNELS: Final = 5
-HEIGHT: Final = 6
-WIDTH: Final = 7
-PAIRS: Final = 8
-BORDER: Final = 9
-X: Final = 10
-SCALE: Final = 11
-SHIFT: Final = 12
-SCRATCH: Final = 13
-SCRATCH_SIZE: Final = 14
-PARTIAL: Final = 15
-PARTIAL_SIZE: Final = 16
-GRAD_X: Final = 17
-GRAD_SCALE: Final = 18
-GRAD_SHIFT: Final = 19
-AT_U: Final = 20
-AT_V: Final = 21
-AT_G: Final = 22
-AT_SPREAD: Final = 23
-SPREAD_SIZE: Final = 24
-AT_GRAD_U: Final = 25
-HEADER: Final = 26
-
-KERNEL: Final = 0
-STRIDE: Final = 1
-DILATION: Final = 2
-OUTPUTS: Final = 3
-DEPTHWISE: Final = 4
-POINTWISE: Final = 5
-Y: Final = 6
-MEAN: Final = 7
-VAR: Final = 8
-GRAD_Y: Final = 9
-GRAD_MEAN: Final = 10
-GRAD_VAR: Final = 11
-GRAD_DEPTHWISE: Final = 12
-GRAD_POINTWISE: Final = 13
-AT_SUMS: Final = 14
-AT_WEIGHTS: Final = 15
-PAIR: Final = 16
+from nasengine.vectors import BYTES, LANES, add, claim, load, number, put_number, store
 
 
-_inlined = njit(forceinline=True, error_model="numpy")
-_apart = njit(error_model="numpy")
-
-
-@_inlined
-def _at(table: int, entry: int) -> int:
-    return word(table + 8 * entry)
-
-
-@_inlined
-def _pair(table: int, index: int) -> int:
-    return table + 8 * (HEADER + PAIR * index)
-
-
-@_inlined
-def _halved(size: int, stride: int) -> int:
-    return (size + stride - 1) // stride
-
-
-@_inlined
-def _taps(pair: int) -> int:
-    return _at(pair, KERNEL) * _at(pair, KERNEL)
-
-
-@_inlined
-def _forward_taps(pair: int, scratch: int) -> int:
-    """Where the taps of the depthwise convolution are listed: (offset in u, offset of the weight)."""
-    return scratch + _at(pair, AT_WEIGHTS)
-
-
-@_inlined
-def _backward_taps(pair: int, scratch: int) -> int:
-    """Where the taps of its input gradient are listed, for every phase of the stride: how many, and the list."""
-    return _forward_taps(pair, scratch) + 16 * padded_taps(_taps(pair))
-
-
-@_inlined
-def _depthwise(pair: int, scratch: int) -> int:
-    """Where the weights (blocks, taps, 16) of the depthwise convolution are."""
-    stride = _at(pair, STRIDE)
-    return _backward_taps(pair, scratch) + stride * stride * 16 * (1 + _taps(pair))
-
-
-@_inlined
-def _pointwise(pair: int, scratch: int, channels: int) -> int:
-    """Where the matrix (blocks of outputs, channels, 16) is, followed by its transpose (blocks, outputs, 16)."""
-    return _depthwise(pair, scratch) + blocks(channels) * padded_taps(_taps(pair)) * 64
-
-
-@_inlined
-def _transpose(pair: int, scratch: int, channels: int) -> int:
-    return _pointwise(pair, scratch, channels) + blocks(_at(pair, OUTPUTS)) * channels * 64
-
-
-@_inlined
-def _statistics(pair: int, scratch: int, channels: int) -> int:
-    """Where (2, blocks of outputs, 16) are: what the gradients of mean and var add to that of y, as g += a + b * y."""
-    return _transpose(pair, scratch, channels) + blocks(channels) * _at(pair, OUTPUTS) * 64
-
-
-@_apart
-def _list_taps(table: int, pair: int, scratch: int) -> None:
-    kernel, stride, dilation = _at(pair, KERNEL), _at(pair, STRIDE), _at(pair, DILATION)
-    border, width, reach = _at(table, BORDER), _at(table, WIDTH), dilation * (kernel - 1) // 2
-    row, to = (width + 2 * border) * 64, _forward_taps(pair, scratch)
-    for tap in range(kernel * kernel):
-        y, x = tap // kernel * dilation - reach + border, tap % kernel * dilation - reach + border
-        put_word(to + 16 * tap, y * row + x * 64)
-        put_word(to + 16 * tap + 8, 64 * tap)
-    for tap in range(kernel * kernel, padded_taps(kernel * kernel)):
-        put_word(to + 16 * tap, 0)
-    row, to = (_halved(width, stride) + 2 * reach) * 64, _backward_taps(pair, scratch)
-    for phase in range(stride * stride):
-        count = 0
-        for tap in range(kernel * kernel):
-            y = phase // stride + reach - tap // kernel * dilation
-            x = phase % stride + reach - tap % kernel * dilation
-            if y % stride == 0 and x % stride == 0:
-                count += 1
-                put_word(to + 16 * count, (y // stride + reach) * row + (x // stride + reach) * 64)
-                put_word(to + 16 * count + 8, 64 * tap)
-        put_word(to, count)
-        to += 16 * (1 + kernel * kernel)
-
-
-@_apart
-def _pack(table: int, pair: int, scratch: int) -> None:
-    """Copies the weights of a pair into blocks of 16 channels, zeros behind the last."""
-    channels, outputs, taps = _at(table, CHANNELS), _at(pair, OUTPUTS), _taps(pair)
-    _list_taps(table, pair, scratch)
-    to, weight = _depthwise(pair, scratch), _at(pair, DEPTHWISE)
-    clear(to, _statistics(pair, scratch, channels) - to)
-    for channel in range(channels):
-        lane = to + channel // 16 * padded_taps(taps) * 64 + channel % 16 * 4
-        for tap in range(taps):
-            put_number(lane + tap * 64, number(weight + (channel * taps + tap) * 4))
-    matrix, transpose = _pointwise(pair, scratch, channels), _transpose(pair, scratch, channels)
-    weight = _at(pair, POINTWISE)
-    for output in range(outputs):
-        column = matrix + output // 16 * channels * 64 + output % 16 * 4
-        row = transpose + output * 64
-        for channel in range(channels):
-            value = number(weight + (output * channels + channel) * 4)
-            put_number(column + channel * 64, value)
-            put_number(row + channel // 16 * outputs * 64 + channel % 16 * 4, value)
-
-
-@_apart
+@apart
 def _begin(table: int) -> int:
     """Prepares the scratch memory of the thread that asks, and gives its address."""
-    scratch = _at(table, SCRATCH) + claim(table + 8 * SLOT) * _at(table, SCRATCH_SIZE)
-    clear(scratch + _at(table, AT_U), _at(table, AT_V) - _at(table, AT_U))
-    for index in range(_at(table, PAIRS)):
-        _pack(table, _pair(table, index), scratch)
-    return scratch
+    scratch = entry(table, SCRATCH) + claim(table + 8 * SLOT) * entry(table, SCRATCH_SIZE)
+    for index in range(entry(table, PAIRS)):
+        pack(table, pair_at(table, index), scratch)
+    return scratch  # type: ignore[no-any-return]
 
 
-@_inlined
+@inlined
 def _first_image(table: int, chunk: int) -> int:
-    return chunk * _at(table, IMAGES) // _at(table, CHUNKS)
+    return chunk * entry(table, IMAGES) // entry(table, CHUNKS)
 
 
-@_apart
-def _rectify(table: int, image: int, scratch: int) -> None:
-    channels, height, width = _at(table, CHANNELS), _at(table, HEIGHT), _at(table, WIDTH)
-    x, u = _at(table, X) + image * height * width * channels * 4, scratch + _at(table, AT_U)
-    rectified(x, channels, height, width, _at(table, SCALE), _at(table, SHIFT), u, _at(table, BORDER))
+@inlined
+def _output_pixels(table: int, pair: int) -> int:
+    stride = entry(pair, STRIDE)
+    return halved(entry(table, HEIGHT), stride) * halved(entry(table, WIDTH), stride)
 
 
-@_apart
-def _convolve(table: int, pair: int, block: int, scratch: int) -> None:
-    """v of 16 channels."""
-    height, width, border, stride = _at(table, HEIGHT), _at(table, WIDTH), _at(table, BORDER), _at(pair, STRIDE)
-    row, rows, columns = (width + 2 * border) * 64, _halved(height, stride), _halved(width, stride)
-    u = scratch + _at(table, AT_U) + block * (height + 2 * border) * row
-    v = scratch + _at(table, AT_V) + block * rows * columns * 64
-    weights = _depthwise(pair, scratch) + block * padded_taps(_taps(pair)) * 64
-    taps = _forward_taps(pair, scratch)
-    correlate(u, stride * row, stride * 64, taps, _taps(pair), weights, v, columns * 64, 64, rows, columns, False)
+@apart
+def _rectify_band(table: int, pair: int, image: int, first: int, last: int, block: int, scratch: int) -> None:
+    """u of a block of channels for some rows of the output, zeros where they reach out of the image."""
+    channels, height, width = entry(table, CHANNELS), entry(table, HEIGHT), entry(table, WIDTH)
+    around, stride, lanes = reach(pair), entry(pair, STRIDE), min(LANES, channels - block * LANES)
+    row, u, x_row = (width + 2 * around) * BYTES, scratch + entry(table, AT_U), width * channels * 4
+    top, bottom = first * stride - around, (last - 1) * stride + around + 1
+    above, below = max(0, -top), max(0, bottom - height)
+    clear(u, above * row)
+    clear(u + (bottom - top - below) * row, below * row)
+    x = entry(table, X) + (image * height + top + above) * x_row + block * BYTES
+    a, b = entry(table, SCALE), entry(table, SHIFT)
+    if a:
+        a, b = a + block * BYTES, b + block * BYTES
+    rows = bottom - top - above - below
+    rectify(x, x_row, channels * 4, lanes, a, b, u + above * row + around * BYTES, row, rows, width)
 
 
-@_apart
-def _forward_pair(table: int, pair: int, image: int, scratch: int) -> None:
-    channels, outputs, stride = _at(table, CHANNELS), _at(pair, OUTPUTS), _at(pair, STRIDE)
-    pixels = _halved(_at(table, HEIGHT), stride) * _halved(_at(table, WIDTH), stride)
-    for block in range(blocks(channels)):
-        _convolve(table, pair, block, scratch)
-    v, matrix = scratch + _at(table, AT_V), _pointwise(pair, scratch, channels)
-    sums = _at(table, PARTIAL) + image * _at(table, PARTIAL_SIZE) + _at(pair, AT_SUMS)
-    for block in range(blocks(outputs)):
-        lanes = min(16, outputs - 16 * block)
-        y = _at(pair, Y) + image * pixels * outputs * 4 + block * 64
-        product(v, pixels * 64, channels, matrix + block * channels * 64, y, 0, outputs * 4, 1, pixels, lanes)
-        moments(y, outputs * 4, pixels, lanes, sums + block * 128)
+@apart
+def _convolve(table: int, pair: int, rows: int, block: int, v: int, scratch: int) -> None:
+    """v of a block of channels from u."""
+    width, stride = entry(table, WIDTH), entry(pair, STRIDE)
+    row, columns = (width + 2 * reach(pair)) * BYTES, halved(width, stride)
+    u, taps, weights = scratch + entry(table, AT_U), forward_taps(pair, scratch), depthwise_at(pair, scratch, block)
+    if not convolve(u, row, entry(pair, KERNEL), stride, entry(pair, DILATION), weights, v, rows, columns):
+        correlate(
+            u, stride * row, stride * BYTES, taps, tap_count(pair), weights, v, columns * BYTES, BYTES, rows, columns
+        )
 
 
-@_apart
-def _mean_and_variance(table: int, pair: int) -> None:
-    """Of all images, from their sums and squared deviations (Chan, Golub, LeVeque 1979)."""
-    images, stride = _at(table, IMAGES), _at(pair, STRIDE)
-    pixels = _halved(_at(table, HEIGHT), stride) * _halved(_at(table, WIDTH), stride)
-    for channel in range(_at(pair, OUTPUTS)):
-        first = _at(table, PARTIAL) + _at(pair, AT_SUMS) + channel // 16 * 128 + channel % 16 * 4
-        total, squares = 0.0, 0.0
+@apart
+def _forward_image(table: int, pair: int, image: int, scratch: int) -> None:
+    channels, outputs, stride = entry(table, CHANNELS), entry(pair, OUTPUTS), entry(pair, STRIDE)
+    height, columns, step = halved(entry(table, HEIGHT), stride), halved(entry(table, WIDTH), stride), outputs * 4
+    band, v, u_row = entry(pair, BAND), scratch + entry(table, AT_V), entry(table, WIDTH) + 2 * reach(pair)
+    sums = entry(table, SUMS) + image * entry(table, SUMS_SIZE) + entry(pair, AT_SUMS)
+    clear(scratch + entry(table, AT_U), ((band - 1) * stride + 2 * reach(pair) + 1) * u_row * BYTES)
+    for first in range(0, height, band):
+        last = min(height, first + band)
+        pixels = (last - first) * columns
+        for block in range(blocks(channels)):
+            _rectify_band(table, pair, image, first, last, block, scratch)
+            _convolve(table, pair, last - first, block, v + block * pixels * BYTES, scratch)
+        for block in range(blocks(outputs)):
+            lanes, matrix = min(LANES, outputs - block * LANES), matrix_at(pair, scratch, channels, block)
+            y = entry(pair, Y) + (image * height + first) * columns * step + block * BYTES
+            if lanes == LANES and block % 2 == 0 and (block + 2) * LANES <= outputs:
+                multiply_two(v, pixels * BYTES, channels, matrix, y, BYTES, 0, step, 1, pixels)
+            elif block % 2 == 0 or lanes < LANES:
+                multiply_matrix(v, pixels * BYTES, channels, matrix, y, 0, step, 1, pixels, lanes)
+            moments(y, step, pixels, lanes, first * columns, sums + block * 2 * BYTES)
+
+
+@apart
+def _finish_forward(table: int, pair: int) -> None:
+    """Mean and variance over all images, from those of each."""
+    images, pixels, size = entry(table, IMAGES), _output_pixels(table, pair), entry(table, SUMS_SIZE)
+    for channel in range(entry(pair, OUTPUTS)):
+        first = entry(table, SUMS) + entry(pair, AT_SUMS) + channel // LANES * 2 * BYTES + channel % LANES * 4
+        mean, squares = 0.0, 0.0
         for image in range(images):
-            total += types.float64(number(first + image * _at(table, PARTIAL_SIZE)))
-        mean = total / (images * pixels)
+            mean += types.float64(number(first + image * size))
+        mean /= images
         for image in range(images):
-            sums = first + image * _at(table, PARTIAL_SIZE)
-            away = types.float64(number(sums)) / pixels - mean
-            squares += types.float64(number(sums + 64)) + pixels * away * away
-        put_number(_at(pair, MEAN) + 4 * channel, types.float32(mean))
-        put_number(_at(pair, VAR) + 4 * channel, types.float32(squares / (images * pixels)))
+            away = types.float64(number(first + image * size)) - mean
+            squares += types.float64(number(first + image * size + BYTES)) + pixels * away * away
+        put_number(entry(pair, MEAN) + 4 * channel, types.float32(mean))
+        put_number(entry(pair, VAR) + 4 * channel, types.float32(squares / (images * pixels)))
 
 
-@_apart
+@apart
 def _forward(table: int) -> None:
-    scratch, chunks = _begin(table), _at(table, CHUNKS)
+    scratch, chunks, pairs = _begin(table), entry(table, CHUNKS), entry(table, PAIRS)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
         for image in range(_first_image(table, chunk), _first_image(table, chunk + 1)):
-            _rectify(table, image, scratch)
-            for index in range(_at(table, PAIRS)):
-                _forward_pair(table, _pair(table, index), image, scratch)
+            for index in range(pairs):
+                _forward_image(table, pair_at(table, index), image, scratch)
         if claim(table + 8 * DONE) == chunks - 1:
-            for index in range(_at(table, PAIRS)):
-                _mean_and_variance(table, _pair(table, index))
+            for index in range(pairs):
+                _finish_forward(table, pair_at(table, index))
         chunk = claim(table + 8 * NEXT)
 
 
-@_apart
+@apart
 def _output_factors(table: int, pair: int, scratch: int) -> None:
     """a = grad_mean / P - b * mean and b = 2 * grad_var / P of P pixels."""
-    outputs, stride = _at(pair, OUTPUTS), _at(pair, STRIDE)
-    pixels = _halved(_at(table, HEIGHT), stride) * _halved(_at(table, WIDTH), stride) * _at(table, IMAGES)
-    to = _statistics(pair, scratch, _at(table, CHANNELS))
-    clear(to, 128 * blocks(outputs))
+    outputs, pixels = entry(pair, OUTPUTS), _output_pixels(table, pair) * entry(table, IMAGES)
+    to, second = factors_at(pair, scratch, entry(table, CHANNELS)), blocks(outputs) * BYTES
+    clear(to, 2 * second)
     for output in range(outputs):
         a, b = 0.0, 0.0
-        if _at(pair, GRAD_VAR):
-            b = 2.0 * number(_at(pair, GRAD_VAR) + 4 * output) / pixels
-            a = -b * number(_at(pair, MEAN) + 4 * output)
-        if _at(pair, GRAD_MEAN):
-            a += number(_at(pair, GRAD_MEAN) + 4 * output) / pixels
+        if entry(pair, GRAD_VAR):
+            b = 2.0 * number(entry(pair, GRAD_VAR) + 4 * output) / pixels
+            a = -b * number(entry(pair, MEAN) + 4 * output)
+        if entry(pair, GRAD_MEAN):
+            a += number(entry(pair, GRAD_MEAN) + 4 * output) / pixels
         put_number(to + 4 * output, types.float32(a))
-        put_number(to + 64 * blocks(outputs) + 4 * output, types.float32(b))
+        put_number(to + second + 4 * output, types.float32(b))
 
 
-@_apart
-def _output_gradient(pair: int, image: int, pixels: int, factors: int, g: int) -> None:
-    """g = grad_y + a + b * y of an image, in blocks of 16 channels."""
-    outputs = _at(pair, OUTPUTS)
-    for block in range(blocks(outputs)):
-        lanes, start = min(16, outputs - 16 * block), (image * pixels * outputs + 16 * block) * 4
-        a, b = load(factors + 64 * block), load(factors + 64 * (blocks(outputs) + block))
-        y, grad_y, to = _at(pair, Y) + start, _at(pair, GRAD_Y) + start, g + block * pixels * 64
-        for _ in range(pixels):
-            value = fma(b, read(y, lanes), a)
-            store(to, add(read(grad_y, lanes), value))
-            y += outputs * 4
-            grad_y += outputs * 4
-            to += 64
-
-
-@_apart
-def _weight_gradients(table: int, pair: int, block: int, sums: int, scratch: int) -> None:
-    """Adds to those of the pointwise convolution; v is there."""
-    outputs, channels, stride = _at(pair, OUTPUTS), _at(table, CHANNELS), _at(pair, STRIDE)
-    pixels = _halved(_at(table, HEIGHT), stride) * _halved(_at(table, WIDTH), stride)
-    v, row = scratch + _at(table, AT_V) + block * pixels * 64, blocks(outputs) * 64
-    sums += blocks(channels) * padded_taps(_taps(pair)) * 64 + 16 * block * row
-    for eight in range(min(2, (channels - 16 * block + 7) // 8)):
-        for output in range(blocks(outputs)):
-            g = scratch + _at(table, AT_G) + output * pixels * 64
-            outer_gradient(v + 32 * eight, g, pixels, sums + 8 * eight * row + 64 * output, row)
-
-
-@_apart
-def _input_gradients(table: int, pair: int, block: int, sums: int, onto: bool, scratch: int) -> None:
-    """Adds to those of the depthwise convolution and of u, 16 channels, where they are needed."""
-    channels, outputs, stride = _at(table, CHANNELS), _at(pair, OUTPUTS), _at(pair, STRIDE)
-    height, width, border = _at(table, HEIGHT), _at(table, WIDTH), _at(table, BORDER)
-    rows, columns, reach = (
-        _halved(height, stride),
-        _halved(width, stride),
-        _at(pair, DILATION) * (_at(pair, KERNEL) - 1) // 2,
+@apart
+def _weight_gradients(table: int, pair: int, rows: int, block: int, sums: int, scratch: int) -> None:
+    """Adds those of both convolutions for a block of channels of u, given the gradients of y and v."""
+    channels, outputs, stride, width = (
+        entry(table, CHANNELS),
+        entry(pair, OUTPUTS),
+        entry(pair, STRIDE),
+        entry(table, WIDTH),
     )
-    g, g_row = scratch + _at(table, AT_SPREAD), (columns + 2 * reach) * 64
-    inner = g + reach * g_row + reach * 64
-    matrix = _transpose(pair, scratch, channels) + block * outputs * 64
-    product(scratch + _at(table, AT_G), rows * columns * 64, outputs, matrix, inner, g_row, 64, rows, columns, 16)
-    if _at(pair, GRAD_DEPTHWISE):
-        row = (width + 2 * border) * 64
-        u = scratch + _at(table, AT_U) + block * (height + 2 * border) * row
-        sums += block * padded_taps(_taps(pair)) * 64
-        for tap in range(0, _taps(pair), 9):
-            taps = _forward_taps(pair, scratch) + 16 * tap
-            tap_gradient(u, stride * row, stride * 64, inner, g_row, rows, columns, taps, sums + 64 * tap)
-    if _at(table, AT_GRAD_U):
-        grad_u = scratch + _at(table, AT_GRAD_U) + block * height * width * 64
-        weights = _depthwise(pair, scratch) + block * padded_taps(_taps(pair)) * 64
-        taps = _backward_taps(pair, scratch)
-        for phase in range(stride * stride):
-            y, x = phase // stride, phase % stride
-            out, height_left, width_left = grad_u + (y * width + x) * 64, height - y, width - x
-            correlate(
-                g,
-                g_row,
-                64,
-                taps + 16,
-                word(taps),
-                weights,
-                out,
-                stride * width * 64,
-                stride * 64,
-                _halved(height_left, stride),
-                _halved(width_left, stride),
-                onto,
-            )
-            taps += 16 * (1 + _taps(pair))
+    columns, around, v = halved(width, stride), reach(pair), scratch + entry(table, AT_V)
+    row, pixels = blocks(outputs) * BYTES, rows * halved(width, stride)
+    if entry(pair, GRAD_POINTWISE):
+        _convolve(table, pair, rows, block, v, scratch)
+        matrix = sums + (blocks(channels) * tap_rows(pair) + block * LANES * blocks(outputs)) * BYTES
+        for eight in range(0, min(LANES, channels - block * LANES), 8):
+            for output in range(0, blocks(outputs) - 1, 2):
+                g, to = scratch + entry(table, AT_G) + output * pixels * BYTES, matrix + eight * row + output * BYTES
+                matrix_gradient_of_two(v + 4 * eight, g, pixels * BYTES, pixels, to, row)
+            if blocks(outputs) % 2:
+                output = blocks(outputs) - 1
+                g, to = scratch + entry(table, AT_G) + output * pixels * BYTES, matrix + eight * row + output * BYTES
+                matrix_gradient(v + 4 * eight, g, pixels, to, row)
+    if entry(pair, GRAD_DEPTHWISE):
+        u, u_row = scratch + entry(table, AT_U), stride * (width + 2 * around) * BYTES
+        g, g_row = _spread(table, pair, block, scratch), (columns + 2 * around) * BYTES
+        g += _kept_rows(pair) * g_row + around * BYTES
+        kernel, dilation, to = entry(pair, KERNEL), entry(pair, DILATION), sums + block * tap_rows(pair) * BYTES
+        if not kernel_gradients(u, u_row, kernel, stride, dilation, g, g_row, rows, columns, to):
+            for tap in range(0, tap_count(pair), 9):
+                taps = forward_taps(pair, scratch) + 16 * tap
+                tap_gradients(u, u_row, stride * BYTES, g, g_row, rows, columns, taps, to + tap * BYTES)
 
 
-@_apart
-def _backward_pair(table: int, index: int, image: int, partial: int, spread: bool, scratch: int) -> None:
-    pair, channels = _pair(table, index), _at(table, CHANNELS)
-    stride = _at(pair, STRIDE)
-    pixels = _halved(_at(table, HEIGHT), stride) * _halved(_at(table, WIDTH), stride)
-    factors = _statistics(pair, scratch, channels)
-    _output_gradient(pair, image, pixels, factors, scratch + _at(table, AT_G))
-    if spread:
-        clear(scratch + _at(table, AT_SPREAD), _at(table, SPREAD_SIZE))
-    sums = partial + _at(pair, AT_SUMS)
-    for block in range(blocks(channels)):
-        if _at(pair, GRAD_POINTWISE):
-            _convolve(table, pair, block, scratch)
-            _weight_gradients(table, pair, block, sums, scratch)
-        if _at(pair, GRAD_DEPTHWISE) or _at(table, AT_GRAD_U):
-            _input_gradients(table, pair, block, sums, index > 0, scratch)
+@inlined
+def _kept_rows(pair: int) -> int:
+    """Rows of the gradient of v that the next band needs again."""
+    return halved(2 * reach(pair), entry(pair, STRIDE))
 
 
-@_apart
-def _finish_input(table: int, image: int, partial: int, scratch: int) -> None:
-    """The gradients of x, and their sums for scale and shift, from that of u."""
-    channels, height, width, border = _at(table, CHANNELS), _at(table, HEIGHT), _at(table, WIDTH), _at(table, BORDER)
-    row, scaled = (width + 2 * border) * 64, _at(table, SCALE) != 0
-    for block in range(blocks(channels)):
-        lanes, start = min(16, channels - 16 * block), (image * height * width * channels + 16 * block) * 4
-        x, to = _at(table, X) + start, _at(table, GRAD_X) + start
-        grad = scratch + _at(table, AT_GRAD_U) + block * height * width * 64
-        u = scratch + _at(table, AT_U) + (block * (height + 2 * border) + border) * row + border * 64
-        scale, by_x, total = zeros(), load(partial + 128 * block), load(partial + 128 * block + 64)
-        if scaled:
-            scale = read(_at(table, SCALE) + 64 * block, lanes)
-        for y in range(height):
-            for column in range(width):
-                value = gate(load(grad), load(u + y * row + column * 64))
-                grad += 64
-                if scaled:
-                    by_x = fma(value, read(x, lanes), by_x)
-                    total = add(total, value)
-                    value = multiply(scale, value)
-                if _at(table, GRAD_X):
-                    write(to, value, lanes)
-                x += channels * 4
-                to += channels * 4
-        store(partial + 128 * block, by_x)
-        store(partial + 128 * block + 64, total)
+@inlined
+def _spread_size(table: int, pair: int) -> int:
+    """Bytes of a block of channels: the rows kept, the band, and zeros below the image."""
+    columns = halved(entry(table, WIDTH), entry(pair, STRIDE)) + 2 * reach(pair)
+    return (_kept_rows(pair) + entry(pair, BAND) + reach(pair)) * columns * BYTES
 
 
-@_apart
-def _finish_weights(table: int) -> None:
+@inlined
+def _spread(table: int, pair: int, block: int, scratch: int) -> int:
+    return scratch + entry(table, AT_SPREAD) + block * _spread_size(table, pair)
+
+
+@apart
+def _spread_band(table: int, pair: int, first: int, last: int, block: int, scratch: int) -> None:
+    """The gradient of v of a block of channels, below the rows that are kept."""
+    channels, outputs, stride = entry(table, CHANNELS), entry(pair, OUTPUTS), entry(pair, STRIDE)
+    columns, around, rows = halved(entry(table, WIDTH), stride), reach(pair), last - first
+    row, kept = (columns + 2 * around) * BYTES, _kept_rows(pair)
+    spread = _spread(table, pair, block, scratch)
+    if first:
+        move(spread + entry(pair, BAND) * row, spread, kept * row)
+    else:
+        clear(spread, _spread_size(table, pair))
+    matrix, to = transpose_at(pair, scratch, channels, block), spread + kept * row + around * BYTES
+    g = scratch + entry(table, AT_G)
+    multiply_matrix(g, rows * columns * BYTES, outputs, matrix, to, row, BYTES, rows, columns, LANES)
+    clear(spread + (kept + rows) * row, around * row)
+
+
+@apart
+def _strided_input_band(table: int, pair: int, top: int, bottom: int, block: int, spread: int, scratch: int) -> None:
+    """The gradient of u, a phase of the stride after the other."""
+    width, stride, around = entry(table, WIDTH), entry(pair, STRIDE), reach(pair)
+    row, weights = (halved(width, stride) + 2 * around) * BYTES, depthwise_at(pair, scratch, block)
+    for phase in range(stride * stride):
+        y, x, taps = phase // stride, phase % stride, backward_taps(pair, scratch, phase)
+        start = halved(max(0, top - y), stride)
+        rows, columns = halved(max(0, bottom - y), stride) - start, halved(max(0, width - x), stride)
+        out = scratch + entry(table, AT_GRAD_U) + ((start * stride + y - top) * width + x) * BYTES
+        correlate(
+            spread + start * row + around * BYTES, row, BYTES, taps + 16, entry(taps, 0), weights,
+            out, stride * width * BYTES, stride * BYTES, rows, columns,
+        )  # fmt: skip
+
+
+@apart
+def _input_band(
+    table: int, pair: int, image: int, first: int, last: int, block: int, onto: bool, sums: int, scratch: int
+) -> None:
+    """The gradient of x where all that it needs of the gradient of v is there."""
+    channels, height, width = entry(table, CHANNELS), entry(table, HEIGHT), entry(table, WIDTH)
+    stride, around = entry(pair, STRIDE), reach(pair)
+    top, bottom = max(0, stride * first - around), max(0, stride * last - around)
+    if last == halved(height, stride):
+        bottom = height
+    row = (halved(width, stride) + 2 * around) * BYTES
+    grad, kernel = scratch + entry(table, AT_GRAD_U), entry(pair, KERNEL)
+    spread = _spread(table, pair, block, scratch) + (_kept_rows(pair) - first) * row
+    reverse, rows = depthwise_at(pair, scratch, blocks(channels) + block), bottom - top
+    done = False
+    if stride == 1:
+        source = spread + (top - around) * row
+        done = convolve(source, row, kernel, stride, entry(pair, DILATION), reverse, grad, rows, width)
+    if not done:
+        _strided_input_band(table, pair, top, bottom, block, spread, scratch)
+    offset, lanes = (image * height + top) * width * channels * 4 + block * BYTES, min(LANES, channels - block * LANES)
+    to, a, b = entry(table, GRAD_X), entry(table, SCALE), entry(table, SHIFT)
+    if to:
+        to += offset
+    if a:
+        a, b = a + block * BYTES, b + block * BYTES
+    input_gradient(
+        entry(table, X) + offset, width * channels * 4, channels * 4, lanes, a, b, grad, bottom - top, width,
+        to, onto, sums + block * 2 * BYTES,
+    )  # fmt: skip
+
+
+@apart
+def _backward_image(table: int, index: int, image: int, sums: int, scratch: int) -> None:
+    pair, channels = pair_at(table, index), entry(table, CHANNELS)
+    outputs, stride, band = entry(pair, OUTPUTS), entry(pair, STRIDE), entry(pair, BAND)
+    height, columns, step = halved(entry(table, HEIGHT), stride), halved(entry(table, WIDTH), stride), outputs * 4
+    factors, u_row = factors_at(pair, scratch, channels), entry(table, WIDTH) + 2 * reach(pair)
+    by_weights, own = entry(pair, GRAD_DEPTHWISE) or entry(pair, GRAD_POINTWISE), sums + entry(pair, AT_SUMS)
+    clear(scratch + entry(table, AT_U), ((band - 1) * stride + 2 * reach(pair) + 1) * u_row * BYTES)
+    for first in range(0, height, band):
+        last = min(height, first + band)
+        pixels, start = (last - first) * columns, (image * height + first) * columns * step
+        for block in range(blocks(outputs)):
+            at, g = start + block * BYTES, scratch + entry(table, AT_G) + block * pixels * BYTES
+            a, lanes = factors + block * BYTES, min(LANES, outputs - block * LANES)
+            y, grad = entry(pair, Y) + at, entry(pair, GRAD_Y) + at
+            output_gradient(y, grad, step, pixels, lanes, a, a + blocks(outputs) * BYTES, g)
+        for block in range(blocks(channels)):
+            if entry(pair, GRAD_DEPTHWISE) or entry(table, GRAD_U):
+                _spread_band(table, pair, first, last, block, scratch)
+            if by_weights:
+                _rectify_band(table, pair, image, first, last, block, scratch)
+                _weight_gradients(table, pair, last - first, block, own, scratch)
+            if entry(table, GRAD_U):
+                _input_band(table, pair, image, first, last, block, index > 0, sums, scratch)
+
+
+@apart
+def _finish_backward(table: int) -> None:
     """Adds up what the chunks have, in their order."""
-    first, size, channels = _at(table, PARTIAL), _at(table, PARTIAL_SIZE), _at(table, CHANNELS)
-    for chunk in range(1, _at(table, CHUNKS)):
-        for at in range(first, first + size, 64):
+    first, size, channels = entry(table, SUMS), entry(table, SUMS_SIZE), entry(table, CHANNELS)
+    for chunk in range(1, entry(table, CHUNKS)):
+        for at in range(first, first + size, BYTES):
             store(at, add(load(at), load(at + chunk * size)))
     for channel in range(channels):
-        lane = first + channel // 16 * 128 + channel % 16 * 4
-        if _at(table, GRAD_SCALE):
-            put_number(_at(table, GRAD_SCALE) + 4 * channel, number(lane))
-        if _at(table, GRAD_SHIFT):
-            put_number(_at(table, GRAD_SHIFT) + 4 * channel, number(lane + 64))
-    for index in range(_at(table, PAIRS)):
-        pair = _pair(table, index)
-        outputs, taps, sums = _at(pair, OUTPUTS), _taps(pair), first + _at(pair, AT_SUMS)
-        matrix, row = sums + blocks(channels) * padded_taps(taps) * 64, blocks(outputs) * 64
+        lane = first + channel // LANES * 2 * BYTES + channel % LANES * 4
+        if entry(table, GRAD_SCALE):
+            put_number(entry(table, GRAD_SCALE) + 4 * channel, number(lane))
+        if entry(table, GRAD_SHIFT):
+            put_number(entry(table, GRAD_SHIFT) + 4 * channel, number(lane + BYTES))
+    for index in range(entry(table, PAIRS)):
+        pair = pair_at(table, index)
+        outputs, taps, sums = entry(pair, OUTPUTS), tap_count(pair), first + entry(pair, AT_SUMS)
+        matrix, row = sums + blocks(channels) * tap_rows(pair) * BYTES, blocks(outputs) * BYTES
         for channel in range(channels):
-            if _at(pair, GRAD_DEPTHWISE):
-                lane = sums + channel // 16 * padded_taps(taps) * 64 + channel % 16 * 4
+            if entry(pair, GRAD_DEPTHWISE):
+                lane = sums + channel // LANES * tap_rows(pair) * BYTES + channel % LANES * 4
                 for tap in range(taps):
-                    put_number(_at(pair, GRAD_DEPTHWISE) + (channel * taps + tap) * 4, number(lane + 64 * tap))
-            if _at(pair, GRAD_POINTWISE):
+                    put_number(entry(pair, GRAD_DEPTHWISE) + (channel * taps + tap) * 4, number(lane + BYTES * tap))
+            if entry(pair, GRAD_POINTWISE):
                 for output in range(outputs):
-                    to = _at(pair, GRAD_POINTWISE) + (output * channels + channel) * 4
+                    to = entry(pair, GRAD_POINTWISE) + (output * channels + channel) * 4
                     put_number(to, number(matrix + channel * row + output * 4))
 
 
-@_apart
+@apart
 def _backward(table: int) -> None:
-    scratch, chunks = _begin(table), _at(table, CHUNKS)
-    pairs, spread = _at(table, PAIRS), True
+    scratch, chunks, pairs = _begin(table), entry(table, CHUNKS), entry(table, PAIRS)
     for index in range(pairs):
-        _output_factors(table, _pair(table, index), scratch)
+        _output_factors(table, pair_at(table, index), scratch)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
-        partial = _at(table, PARTIAL) + chunk * _at(table, PARTIAL_SIZE)
-        clear(partial, _at(table, PARTIAL_SIZE))
+        sums = entry(table, SUMS) + chunk * entry(table, SUMS_SIZE)
+        clear(sums, entry(table, SUMS_SIZE))
         for image in range(_first_image(table, chunk), _first_image(table, chunk + 1)):
-            _rectify(table, image, scratch)
             for index in range(pairs):
-                _backward_pair(table, index, image, partial, spread, scratch)
-                spread = pairs > 1
-            if _at(table, AT_GRAD_U):
-                _finish_input(table, image, partial, scratch)
+                _backward_image(table, index, image, sums, scratch)
         if claim(table + 8 * DONE) == chunks - 1:
-            _finish_weights(table)
+            _finish_backward(table)
         chunk = claim(table + 8 * NEXT)
 
 
-@cfunc(types.void(types.int64), cache=True)
-def forward(table: int) -> None:
-    _forward(table)
+def _digest() -> int:
+    """Of the sources, since numba's cache would notice a change in this file only."""
+    folder = Path(__file__).parent
+    sources = [
+        (folder / name).read_bytes()
+        for name in ("vectors.py", "unrolled.py", "tiles.py", "kernel_table.py", "kernels.py")
+    ]
+    return int.from_bytes(hashlib.sha256(b"".join(sources)).digest()[:6], "big")
 
 
-@cfunc(types.void(types.int64), cache=True)
-def backward(table: int) -> None:
-    _backward(table)
+_KERNEL: Final = types.void(types.int64)
+
+
+@functools.cache
+def forward() -> int:
+    """The address of the forward kernel, a C function of the address of a table; compiled once a machine."""
+    digest = _digest()
+
+    @cfunc(_KERNEL, cache=True)
+    def separable_forward(table: int) -> None:
+        if digest:
+            _forward(table)
+
+    return separable_forward.address  # type: ignore[no-any-return]
+
+
+@functools.cache
+def backward() -> int:
+    """The address of the backward kernel, which writes the gradients of whatever has an address for them."""
+    digest = _digest()
+
+    @cfunc(_KERNEL, cache=True)
+    def separable_backward(table: int) -> None:
+        if digest:
+            _backward(table)
+
+    return separable_backward.address  # type: ignore[no-any-return]

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CHUNKS: Final = 16
 """Most parts that a batch is cut into: as many threads are of use."""
 _SLACK: Final = 2048  # bytes: tiles read up to seven pixels too far
+_PIXELS: Final = 128
+"""Of the output, that go through everything at a time: some rows."""
 _local = threading.local()
 
 
@@ -81,12 +83,43 @@ def _halved(size: int, stride: int) -> int:
     return (size + stride - 1) // stride
 
 
-def _blocks(channels: int) -> int:
-    return (channels + 15) // 16
-
-
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+@functools.lru_cache(1024)
+def _plan(
+    back: bool, channels: int, height: int, width: int, pairs: tuple[tuple[int, int, int, int], ...]
+) -> tuple[list[tuple[int, int, int]], list[int], int, int]:
+    """How the scratch memory of a thread is divided: as (band, sums, weights) a pair, the rest, its size, and sums.
+
+    Args:
+        pairs: (kernel, stride, dilation, outputs) of each.
+    """
+    from nasengine.vectors import BYTES, LANES
+
+    blocks = -(-channels // LANES)
+    ends, end, sums = [], 0, 2 * blocks * BYTES if back else 0
+    u = v = g = spread = grad_u = 0
+    for kernel, stride, dilation, outputs in pairs:
+        rows, columns = _halved(height, stride), _halved(width, stride)
+        taps, wide, reach = (kernel * kernel + 8) // 9 * 9, -(-outputs // LANES), dilation * (kernel - 1) // 2
+        band = min(rows, -(-_PIXELS // columns))
+        ends.append((band, sums, end))
+        end += 16 * (taps + stride * stride * (1 + kernel * kernel))
+        end = -(-end // 64) * 64 + (2 * blocks * taps + wide * channels + blocks * outputs + 2 * wide) * BYTES
+        sums += blocks * (taps + LANES * wide) * BYTES if back else 2 * wide * BYTES
+        u = max(u, ((band - 1) * stride + 2 * reach + 1) * (width + 2 * reach))
+        v = max(v, band * columns * (1 if back else blocks))
+        g = max(g, band * columns * wide)
+        kept = _halved(2 * reach, stride)
+        spread = max(spread, blocks * (kept + band + reach) * (columns + 2 * reach))
+        grad_u = max(grad_u, (stride * band + reach) * width)
+    places = []
+    for size in (u, v, g, spread, grad_u) if back else (u, v):
+        places.append(end)
+        end += size * BYTES + _SLACK
+    return ends, places + [0] * (5 - len(places)), end, sums
 
 
 def _launch(
@@ -100,40 +133,24 @@ def _launch(
     found: Sequence[Tensor | None],
 ) -> None:
     images, channels, height, width = x.shape
-    blocks, border = _blocks(channels), max(pair.reach for pair in pairs)
+    shapes = tuple((p.depthwise.shape[-1], p.stride, p.dilation, p.pointwise.shape[0]) for p in pairs)
+    divided, places, size, sums = _plan(back, channels, height, width, shapes)
     chunks = min(images, _CHUNKS)
     threads = min(torch.get_num_threads(), chunks)
-    grad_u = back and any(tensor is not None for tensor in found[:3])
-    held = [tensor.contiguous() for tensor in (scale, shift) if tensor is not None]
-    size_u = blocks * (height + 2 * border) * (width + 2 * border) * 64 + _SLACK
-    size_v = size_g = size_spread = 0
-    table, end, sums = [], 0, 128 * blocks if back else 0
-    for index, pair in enumerate(pairs):
-        kernel, wide = pair.depthwise.shape[-1], pair.pointwise.shape[0]
-        rows, columns = _halved(height, pair.stride), _halved(width, pair.stride)
-        taps, wide_blocks = (kernel * kernel + 8) // 9 * 9, _blocks(wide)
-        size_v = max(size_v, blocks * rows * columns * 64)
-        size_g = max(size_g, wide_blocks * rows * columns * 64)
-        size_spread = max(size_spread, (rows + 2 * pair.reach) * (columns + 2 * pair.reach) * 64)
+    base = _workspace(size * threads + sums * (chunks if back else images))
+    held = [None if tensor is None else tensor.contiguous() for tensor in (scale, shift)]
+    table = [0, 0, 0, chunks, images, channels, height, width, len(pairs), *map(_address, (x, *held, *found[:3]))]
+    table += [any(tensor is not None for tensor in found[:3]), base, size, base + size * threads, sums, *places]
+    for index, (pair, shape, (band, at_sums, at_weights)) in enumerate(zip(pairs, shapes, divided, strict=True)):
         weights = [pair.depthwise.contiguous(), pair.pointwise.contiguous()]
         held += weights
-        table += [kernel, pair.stride, pair.dilation, wide, *map(_address, weights)]
-        table += [*map(_address, outputs[3 * index : 3 * index + 3]), *map(_address, grads[3 * index : 3 * index + 3])]
-        table += [*map(_address, found[3 + 2 * index : 5 + 2 * index]), sums, end]
-        end += 16 * taps + pair.stride**2 * 16 * (1 + kernel * kernel) + 128 * wide_blocks
-        end = -(-end // 64) * 64 + blocks * taps * 64 + wide_blocks * channels * 64 + blocks * wide * 64
-        sums += blocks * (taps + 16 * wide_blocks) * 64 if back else 128 * wide_blocks
-    places = []
-    for size in (size_u, size_v + _SLACK, size_g + _SLACK, size_spread + _SLACK, blocks * height * width * 64 + _SLACK):
-        places.append(end - 0)
-        end += size
-    shift_by = 0
-    base = _workspace(end * threads + sums * (chunks if back else images))
-    head = [0, 0, 0, chunks, images, channels, height, width, len(pairs), border, x.data_ptr()]
-    head += [held[0].data_ptr(), held[1].data_ptr()] if scale is not None else [0, 0]
-    head += [base, end, base + end * threads, sums, *map(_address, found[:3]), *places[:4], size_spread]
-    head += [places[4] if grad_u else shift_by]
-    arguments = (ctypes.c_int64 * (len(head) + len(table)))(*head, *table)
+        table += [*shape, band, *map(_address, weights), *map(_address, outputs[3 * index : 3 * index + 3])]
+        table += [
+            *map(_address, grads[3 * index : 3 * index + 3]),
+            *map(_address, found[3 + 2 * index : 5 + 2 * index]),
+        ]
+        table += [at_sums, at_weights]
+    arguments = (ctypes.c_int64 * len(table))(*table)
     _runners()[back](ctypes.addressof(arguments), threads)
 
 
@@ -149,7 +166,7 @@ def _workspace(size: int) -> int:
 def _runners() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
     from nasengine import kernels
 
-    return _runner(kernels.forward.address), _runner(kernels.backward.address)
+    return _runner(kernels.forward()), _runner(kernels.backward())
 
 
 def _runner(kernel: int) -> Callable[[int, int], None]:

@@ -1,8 +1,9 @@
-"""Vectors of 16 float32 for loops that numba compiles: what `nasengine.kernels` is written in. Needs numba.
+"""Vectors of float32 for loops that numba compiles: what `nasengine.kernels` is written in. Needs numba.
 
-A `<16 x float>` is one register with AVX-512, two with AVX2, four with SSE or NEON; LLVM cuts it up. Addresses are
-int64, in bytes, and need only the alignment of a float. Every function is an instruction or two; the products and sums
-may be fused and nothing else is allowed to the compiler, so NaN and infinity go where IEEE 754 sends them.
+A vector has 16 lanes where the processor has registers for them (AVX-512), else 8, which is one register with AVX2 and
+two with SSE or NEON. Addresses are int64, in bytes, and need only the alignment of a float. Every function is an
+instruction or two; products and sums may be fused and nothing else is allowed to the compiler, so NaN and infinity go
+where IEEE 754 sends them.
 """
 # mypy: disable-error-code="untyped-decorator, no-untyped-call, no-any-unimported"
 
@@ -11,11 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, register_model
 
-LANES: Final = 16
+LANES: Final = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+BYTES: Final = 4 * LANES
 _FLOAT = ir.FloatType()
 _INT = ir.IntType(64)
 _VECTOR = ir.VectorType(_FLOAT, LANES)
@@ -27,7 +29,7 @@ Signature = tuple[Any, Callable[..., Any]]
 
 class _Vector(types.Type):  # type: ignore[misc]
     def __init__(self) -> None:
-        super().__init__(name="float32x16")
+        super().__init__(name=f"float32x{LANES}")
 
 
 vector = _Vector()
@@ -56,19 +58,34 @@ def _first(builder: Any, count: Any) -> Any:
     return builder.icmp_signed("<", ir.Constant(wide, list(range(LANES))), _spread(builder, count, wide))
 
 
+def load_at(builder: Any, address: Any) -> Any:
+    """A vector of what lies at an address, for LLVM."""
+    return builder.load(_pointer(builder, address, _VECTOR), align=4)
+
+
+def splat_at(builder: Any, address: Any) -> Any:
+    """The one float at an address in all lanes, for LLVM."""
+    return _spread(builder, builder.load(_pointer(builder, address, _FLOAT), align=4), _VECTOR)
+
+
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, for LLVM."""
+    return builder.fadd(builder.fmul(a, b, flags=_FUSE), c, flags=_FUSE)
+
+
 @intrinsic
 def load(typing: Any, address: Any) -> Signature:
-    """Sixteen floats from an address on."""
+    """A vector of what lies at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(builder, arguments[0], _VECTOR), align=4)
+        return load_at(builder, arguments[0])
 
     return vector(types.int64), generate
 
 
 @intrinsic
 def store(typing: Any, address: Any, value: Any) -> Signature:
-    """Writes sixteen floats."""
+    """Writes a vector."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         builder.store(arguments[1], _pointer(builder, arguments[0], _VECTOR), align=4)
@@ -84,7 +101,7 @@ def load_first(typing: Any, address: Any, count: Any) -> Signature:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(builder, arguments[0], _VECTOR)
         kind = ir.FunctionType(_VECTOR, [pointer.type, ir.IntType(32), _MASK, _VECTOR])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.load.v16f32.p0")
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.load.v{LANES}f32.p0")
         mask, zeros = _first(builder, arguments[1]), ir.Constant(_VECTOR, [0.0] * LANES)
         return builder.call(function, [pointer, ir.Constant(ir.IntType(32), 4), mask, zeros])
 
@@ -98,7 +115,7 @@ def store_first(typing: Any, address: Any, value: Any, count: Any) -> Signature:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = _pointer(builder, arguments[0], _VECTOR)
         kind = ir.FunctionType(ir.VoidType(), [_VECTOR, pointer.type, ir.IntType(32), _MASK])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.masked.store.v16f32.p0")
+        function = cgutils.get_or_insert_function(builder.module, kind, f"llvm.masked.store.v{LANES}f32.p0")
         mask = _first(builder, arguments[2])
         builder.call(function, [arguments[1], pointer, ir.Constant(ir.IntType(32), 4), mask])
         return context.get_dummy_value()
@@ -108,7 +125,7 @@ def store_first(typing: Any, address: Any, value: Any, count: Any) -> Signature:
 
 @intrinsic
 def zeros(typing: Any) -> Signature:
-    """Sixteen zeros."""
+    """A vector of zeros."""
     return vector(), lambda context, builder, signature, arguments: ir.Constant(_VECTOR, [0.0] * LANES)
 
 
@@ -117,7 +134,7 @@ def splat(typing: Any, address: Any) -> Signature:
     """The one float at an address, in all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return _spread(builder, builder.load(_pointer(builder, arguments[0], _FLOAT), align=4), _VECTOR)
+        return splat_at(builder, arguments[0])
 
     return vector(types.int64), generate
 
@@ -137,8 +154,7 @@ def fma(typing: Any, a: Any, b: Any, c: Any) -> Signature:
     """a * b + c."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        product = builder.fmul(arguments[0], arguments[1], flags=_FUSE)
-        return builder.fadd(product, arguments[2], flags=_FUSE)
+        return fused(builder, *arguments)
 
     return vector(vector, vector, vector), generate
 
@@ -163,7 +179,7 @@ def multiply(typing: Any, a: Any, b: Any) -> Signature:
 
 @intrinsic
 def gate(typing: Any, value: Any, by: Any) -> Signature:
-    """Zero where `by` is at most zero, else the value: the rectifier, for `by` = value, and its gradient; NaN is kept."""
+    """Zero where `by` is at most zero, else the value, NaN too: the rectifier (of `by` = value), and its gradient."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         none = ir.Constant(_VECTOR, [0.0] * LANES)
