@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -20,10 +19,10 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from nasengine.algorithms.darts import DARTS
 from nasengine.algorithms.rarts import RARTS
@@ -110,12 +109,18 @@ def serve(connection: Connection, path: Path | None, name: str, size: int, threa
     algorithm, second = CONTESTS[name]
     step = step_of(algorithm) if path is None else peer_step(path, second)
     train, valid = batches(size, torch.channels_last if path is None else torch.contiguous_format)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resident("VmRSS")
     while connection.recv():
         start = time.perf_counter()
         step(train, valid)
         seconds = time.perf_counter() - start
-        connection.send((seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)))
+        connection.send((seconds, resident("VmHWM") - before))
+
+
+def resident(name: str) -> int:
+    """Bytes of this process that are in memory now (VmRSS), or were at most (VmHWM), as Linux tells them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 class Contestant:
@@ -137,29 +142,47 @@ class Contestant:
         self.process.join()
 
 
-def compare(peer: Peer, size: int) -> tuple[float, float, float]:
-    """Relative differences of the loss, of all gradients of weights and of all of alphas, at the peer's weights."""
-    ours, batch = supernet(), batches(size, torch.channels_last)[0]
+def evaluated(peer: Peer, size: int, dtype: torch.dtype) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Loss, gradients of weights and gradients of alphas, at the peer's weights: of ours and of the peer."""
+    peer.network.to(dtype)
+    batch, ours = batches(size, torch.channels_last)[0], supernet().to(dtype)
+    inputs = batch.inputs.to(dtype)
     theirs, alphas = list(peer.network.parameters()), peer.network.arch_parameters()
     with torch.no_grad():
         for mine, other in zip(ours.parameters(), theirs, strict=True):
             mine.copy_(other)
-    rows = torch.cat([torch.softmax(alpha, -1) for alpha in alphas]).detach()
-    labels = [f"{kind}/{source}-{node}" for kind in KINDS for source, node in Cells().edges()]
-    mixture = {label: row.clone().requires_grad_() for label, row in zip(labels, rows, strict=True)}
-    loss = ours.evaluate(batch, mixture).loss
-    found = torch.autograd.grad(loss, [*ours.parameters(), *mixture.values()])
-    other_loss = peer.network._loss(batch.inputs.contiguous(), batch.targets)
+        for alpha in alphas:
+            alpha.data = alpha.data.to(dtype)
+    other_loss = peer.network._loss(inputs.contiguous(), batch.targets)
     wanted = torch.autograd.grad(other_loss, [*theirs, *alphas])
-    slopes = torch.stack(found[len(theirs) :])
-    of_logits = rows * (slopes - (rows * slopes).sum(1, keepdim=True))  # through the softmax
-    weights = _apart(found[: len(theirs)], wanted[: len(theirs)])
-    return float((loss / other_loss - 1).abs()), weights, _apart([of_logits], [torch.cat(wanted[len(theirs) :])])
+    logits = [alpha.detach().requires_grad_() for alpha in alphas]
+    rows = torch.cat([torch.softmax(alpha, -1) for alpha in logits])
+    labels = [f"{kind}/{source}-{node}" for kind in KINDS for source, node in Cells().edges()]
+    loss = ours.evaluate(Batch(inputs, batch.targets), dict(zip(labels, rows, strict=True))).loss
+    found = torch.autograd.grad(loss, [*ours.parameters(), *logits])
+    count = len(theirs)
+    return [[loss], [*found[:count]], [*found[count:]]], [[other_loss], [*wanted[:count]], [*wanted[count:]]]
 
 
-def _apart(found: Any, wanted: Any) -> float:
-    one, other = (torch.cat([tensor.flatten().double() for tensor in column]) for column in (found, wanted))
-    return float((one - other).norm() / other.norm())
+def apart(found: list[list[Tensor]], wanted: list[list[Tensor]]) -> str:
+    """Relative differences."""
+    pairs = [
+        [torch.cat([t.detach().flatten().double() for t in c]) for c in two] for two in zip(found, wanted, strict=True)
+    ]
+    loss, weights, alphas = (float((one - other).norm() / other.norm()) for one, other in pairs)
+    return f"loss {loss:.0e}, weights' gradients {weights:.0e}, alphas' {alphas:.0e}"
+
+
+def compare(path: Path, size: int) -> str:
+    """The differences in float64, where ours is the plain formula, and in float32 from the peer in float64."""
+    peer = Peer(path)
+    single, peer_single = evaluated(peer, size, torch.float32)
+    double, peer_double = evaluated(peer, size, torch.float64)
+    return (
+        f"  float64, ours by the formula against the peer: {apart(double, peer_double)}\n"
+        f"  float32 against the peer in float64: ours, compiled: {apart(single, peer_double)}; "
+        f"the peer: {apart(peer_single, peer_double)}"
+    )
 
 
 def contest(path: Path, name: str, size: int, threads: int, repeats: int) -> str:
@@ -192,8 +215,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} threads, 16 channels, 8 cells, 32x32 pixels, float32")
     for size in map(int, arguments.batch_size.split(",")):
-        loss, weights, alphas = compare(Peer(path), size)
-        print(f"batch {size}: differences of loss {loss:.1e}, weights' gradients {weights:.1e}, alphas' {alphas:.1e}")
+        print(f"batch {size}, relative differences\n{compare(path, size)}", flush=True)
         for name in CONTESTS:
             print(contest(path, name, size, arguments.threads, arguments.repeats), flush=True)
 

@@ -7,6 +7,9 @@ needed, or not given. `AT_...` are offsets into the scratch memory of a thread, 
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Final
 
 from nasengine.tiles import apart, clear, inlined
@@ -65,6 +68,13 @@ GRAD_POINTWISE: Final = 14
 AT_SUMS: Final = 15
 AT_WEIGHTS: Final = 16
 PAIR: Final = 17
+
+
+def digest_of(names: Iterable[str]) -> int:
+    """Of sources beside this file: numba's cache of a kernel notices changes in the kernel's own file only."""
+    folder = Path(__file__).parent
+    sources = b"".join((folder / name).read_bytes() for name in names)
+    return int.from_bytes(hashlib.sha256(sources).digest()[:6], "big")
 
 
 @inlined

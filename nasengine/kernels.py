@@ -12,13 +12,12 @@ by whoever is last, so that the bits depend neither on the number of threads nor
 from __future__ import annotations
 
 import functools
-import hashlib
-from pathlib import Path
 from typing import Final
 
 from numba import cfunc, types
 
 from nasengine.kernel_table import (
+    digest_of,
     AT_G,
     AT_GRAD_U,
     AT_SPREAD,
@@ -403,23 +402,14 @@ def _backward(table: int) -> None:
         chunk = claim(table + 8 * NEXT)
 
 
-def _digest() -> int:
-    """Of the sources, since numba's cache would notice a change in this file only."""
-    folder = Path(__file__).parent
-    sources = [
-        (folder / name).read_bytes()
-        for name in ("vectors.py", "unrolled.py", "tiles.py", "kernel_table.py", "kernels.py")
-    ]
-    return int.from_bytes(hashlib.sha256(b"".join(sources)).digest()[:6], "big")
-
-
+_SOURCES: Final = ("vectors.py", "unrolled.py", "tiles.py", "kernel_table.py", "kernels.py")
 _KERNEL: Final = types.void(types.int64)
 
 
 @functools.cache
 def forward() -> int:
     """The address of the forward kernel, a C function of the address of a table; compiled once a machine."""
-    digest = _digest()
+    digest = digest_of(_SOURCES)
 
     @cfunc(_KERNEL, cache=True)
     def separable_forward(table: int) -> None:
@@ -432,7 +422,7 @@ def forward() -> int:
 @functools.cache
 def backward() -> int:
     """The address of the backward kernel, which writes the gradients of whatever has an address for them."""
-    digest = _digest()
+    digest = digest_of(_SOURCES)
 
     @cfunc(_KERNEL, cache=True)
     def separable_backward(table: int) -> None:

@@ -183,9 +183,11 @@ _CHUNKS = 16
 def _run(
     scales: Tensor, shift: Tensor, values: Sequence[Tensor], total: Tensor, grads: Sequence[Tensor | None]
 ) -> Tensor:
+    from nasengine import vectors
+
     pixels, channels = total.numel() // len(shift), len(shift)
     chunks = min(_CHUNKS, pixels // 64 + 1)
-    width = -(-channels // 16) * 16
+    width = -(-channels // vectors.LANES) * vectors.LANES
     sums = torch.empty(chunks if grads else 0, len(values) + 1, width)
     addresses = [value.data_ptr() for value in values] + [0 if g is None else g.data_ptr() for g in grads]
     head = [0, 0, chunks, pixels, channels, len(values), scales.data_ptr(), shift.data_ptr(), total.data_ptr()]
@@ -199,7 +201,7 @@ def _run(
 def _runners() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
     from nasengine import mixing_kernels
 
-    return launch._runner(mixing_kernels.forward.address), launch._runner(mixing_kernels.backward.address)
+    return launch._runner(mixing_kernels.forward()), launch._runner(mixing_kernels.backward())
 
 
 def plain_combined(values: Sequence[Tensor], scales: Tensor, shift: Tensor) -> Tensor:

@@ -9,12 +9,14 @@ the order of the chunks by whoever is last, so that the bits do not depend on th
 
 from __future__ import annotations
 
+import functools
 from typing import Any, Final
 
-from numba import cfunc, njit, types
+from numba import cfunc, types
 
-from nasengine.tiles import blocks, clear, read, write
-from nasengine.vectors import add, claim, fma, load, multiply, store, word
+from nasengine.kernel_table import blocks, digest_of, entry
+from nasengine.tiles import apart, clear, inlined, read, write
+from nasengine.vectors import BYTES, LANES, add, claim, fma, load, multiply, store
 
 NEXT: Final = 0
 DONE: Final = 1
@@ -29,25 +31,19 @@ PARTIAL: Final = 9
 HEADER: Final = 10
 """Behind it stand the addresses of the values, and in a backward pass those of their gradients, 0 for none."""
 
-_inlined = njit(forceinline=True, error_model="numpy")
-_apart = njit(error_model="numpy")
+_SOURCES: Final = ("vectors.py", "unrolled.py", "tiles.py", "kernel_table.py", "mixing_kernels.py")
 
 
-@_inlined
-def _at(table: int, entry: int) -> int:
-    return word(table + 8 * entry)
+@inlined
+def _value(table: int, term: int) -> int:
+    return entry(table, HEADER + term)
 
 
-@_inlined
-def _entry(table: int, term: int) -> int:
-    return word(table + 8 * (HEADER + term))
-
-
-@_apart
+@apart
 def _sum_tile(table: int, scales: int, shift: Any, at: int, step: int, lanes: int) -> None:
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = shift
-    for term in range(_at(table, TERMS)):
-        scale, value = read(scales + term * step, lanes), _entry(table, term) + at
+    for term in range(entry(table, TERMS)):
+        scale, value = read(scales + term * step, lanes), _value(table, term) + at
         a0 = fma(scale, read(value, lanes), a0)
         a1 = fma(scale, read(value + step, lanes), a1)
         a2 = fma(scale, read(value + 2 * step, lanes), a2)
@@ -56,7 +52,7 @@ def _sum_tile(table: int, scales: int, shift: Any, at: int, step: int, lanes: in
         a5 = fma(scale, read(value + 5 * step, lanes), a5)
         a6 = fma(scale, read(value + 6 * step, lanes), a6)
         a7 = fma(scale, read(value + 7 * step, lanes), a7)
-    to = _at(table, SUM) + at
+    to = entry(table, SUM) + at
     write(to, a0, lanes)
     write(to + step, a1, lanes)
     write(to + 2 * step, a2, lanes)
@@ -67,20 +63,20 @@ def _sum_tile(table: int, scales: int, shift: Any, at: int, step: int, lanes: in
     write(to + 7 * step, a7, lanes)
 
 
-@_apart
+@apart
 def _sum_pixel(table: int, scales: int, shift: Any, at: int, step: int, lanes: int) -> None:
     total = shift
-    for term in range(_at(table, TERMS)):
-        total = fma(read(scales + term * step, lanes), read(_entry(table, term) + at, lanes), total)
-    write(_at(table, SUM) + at, total, lanes)
+    for term in range(entry(table, TERMS)):
+        total = fma(read(scales + term * step, lanes), read(_value(table, term) + at, lanes), total)
+    write(entry(table, SUM) + at, total, lanes)
 
 
-@_apart
+@apart
 def _forward_chunk(table: int, first: int, last: int) -> None:
-    channels, step = _at(table, CHANNELS), 4 * _at(table, CHANNELS)
+    channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
     for block in range(blocks(channels)):
-        lanes, offset = min(16, channels - 16 * block), 64 * block
-        scales, shift = _at(table, SCALES) + offset, read(_at(table, SHIFT) + offset, lanes)
+        lanes, offset = min(LANES, channels - LANES * block), BYTES * block
+        scales, shift = entry(table, SCALES) + offset, read(entry(table, SHIFT) + offset, lanes)
         tiled = first + (last - first) // 8 * 8
         for pixel in range(first, tiled, 8):
             _sum_tile(table, scales, shift, pixel * step + offset, step, lanes)
@@ -88,10 +84,10 @@ def _forward_chunk(table: int, first: int, last: int) -> None:
             _sum_pixel(table, scales, shift, pixel * step + offset, step, lanes)
 
 
-@_apart
+@apart
 def _gradient_tile(table: int, scales: int, sums: int, at: int, step: int, lanes: int) -> None:
     """Gradients of eight pixels of all values, their share of those of the scales, and last of that of the shift."""
-    grad, terms, row = _at(table, SUM) + at, _at(table, TERMS), 64 * blocks(_at(table, CHANNELS))
+    grad, terms, row = entry(table, SUM) + at, entry(table, TERMS), BYTES * blocks(entry(table, CHANNELS))
     g0, g1, g2, g3 = (
         read(grad, lanes),
         read(grad + step, lanes),
@@ -106,7 +102,7 @@ def _gradient_tile(table: int, scales: int, sums: int, at: int, step: int, lanes
         read(grad + 3 * step, lanes),
     )
     for term in range(terms):
-        value, to = _entry(table, term) + at, _entry(table, terms + term)
+        value, to = _value(table, term) + at, _value(table, terms + term)
         one, other = fma(g0, read(value, lanes), load(sums)), multiply(g1, read(value + step, lanes))
         one, other = fma(g2, read(value + 2 * step, lanes), one), fma(g3, read(value + 3 * step, lanes), other)
         one, other = fma(g4, read(value + 4 * step, lanes), one), fma(g5, read(value + 5 * step, lanes), other)
@@ -126,26 +122,26 @@ def _gradient_tile(table: int, scales: int, sums: int, at: int, step: int, lanes
     store(sums, add(load(sums), add(add(add(g0, g1), add(g2, g3)), add(add(g4, g5), add(g6, g7)))))
 
 
-@_apart
+@apart
 def _gradient_pixel(table: int, scales: int, sums: int, at: int, step: int, lanes: int) -> None:
-    terms, row = _at(table, TERMS), 64 * blocks(_at(table, CHANNELS))
-    grad = read(_at(table, SUM) + at, lanes)
+    terms, row = entry(table, TERMS), BYTES * blocks(entry(table, CHANNELS))
+    grad = read(entry(table, SUM) + at, lanes)
     for term in range(terms):
-        store(sums, fma(grad, read(_entry(table, term) + at, lanes), load(sums)))
-        to = _entry(table, terms + term)
+        store(sums, fma(grad, read(_value(table, term) + at, lanes), load(sums)))
+        to = _value(table, terms + term)
         if to:
             write(to + at, multiply(read(scales + term * step, lanes), grad), lanes)
         sums += row
     store(sums, add(load(sums), grad))
 
 
-@_apart
+@apart
 def _backward_chunk(table: int, sums: int, first: int, last: int) -> None:
-    channels, step = _at(table, CHANNELS), 4 * _at(table, CHANNELS)
-    clear(sums, 64 * blocks(channels) * (_at(table, TERMS) + 1))
+    channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
+    clear(sums, BYTES * blocks(channels) * (entry(table, TERMS) + 1))
     for block in range(blocks(channels)):
-        lanes, offset = min(16, channels - 16 * block), 64 * block
-        scales = _at(table, SCALES) + offset
+        lanes, offset = min(LANES, channels - LANES * block), BYTES * block
+        scales = entry(table, SCALES) + offset
         tiled = first + (last - first) // 8 * 8
         for pixel in range(first, tiled, 8):
             _gradient_tile(table, scales, sums + offset, pixel * step + offset, step, lanes)
@@ -153,31 +149,56 @@ def _backward_chunk(table: int, sums: int, first: int, last: int) -> None:
             _gradient_pixel(table, scales, sums + offset, pixel * step + offset, step, lanes)
 
 
-@_inlined
+@inlined
 def _first(table: int, chunk: int) -> int:
-    return chunk * _at(table, PIXELS) // _at(table, CHUNKS)
+    return chunk * entry(table, PIXELS) // entry(table, CHUNKS)
 
 
-@cfunc(types.void(types.int64))
-def forward(table: int) -> None:
+@apart
+def _forward(table: int) -> None:
     """Writes SUM."""
-    chunks = _at(table, CHUNKS)
+    chunks = entry(table, CHUNKS)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
         _forward_chunk(table, _first(table, chunk), _first(table, chunk + 1))
         chunk = claim(table + 8 * NEXT)
 
 
-@cfunc(types.void(types.int64))
-def backward(table: int) -> None:
-    """Reads the gradient of SUM there; writes those of the values, and those of scales and shift, in rows of whole
-    blocks, to the first chunk of PARTIAL."""
-    chunks, size = _at(table, CHUNKS), 64 * blocks(_at(table, CHANNELS)) * (_at(table, TERMS) + 1)
+@apart
+def _backward(table: int) -> None:
+    """Reads the gradient of SUM there; the sums over all pixels end in the first chunk of PARTIAL."""
+    chunks, size = entry(table, CHUNKS), BYTES * blocks(entry(table, CHANNELS)) * (entry(table, TERMS) + 1)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
-        _backward_chunk(table, _at(table, PARTIAL) + chunk * size, _first(table, chunk), _first(table, chunk + 1))
+        _backward_chunk(table, entry(table, PARTIAL) + chunk * size, _first(table, chunk), _first(table, chunk + 1))
         if claim(table + 8 * DONE) == chunks - 1:
             for other in range(1, chunks):
-                for at in range(_at(table, PARTIAL), _at(table, PARTIAL) + size, 64):
+                for at in range(entry(table, PARTIAL), entry(table, PARTIAL) + size, BYTES):
                     store(at, add(load(at), load(at + other * size)))
         chunk = claim(table + 8 * NEXT)
+
+
+@functools.cache
+def forward() -> int:
+    """The address of the forward kernel, a C function of the address of a table; compiled once a machine."""
+    digest = digest_of(_SOURCES)
+
+    @cfunc(types.void(types.int64), cache=True)
+    def mixing_forward(table: int) -> None:
+        if digest:
+            _forward(table)
+
+    return mixing_forward.address  # type: ignore[no-any-return]
+
+
+@functools.cache
+def backward() -> int:
+    """The address of the backward kernel, which writes the gradients of whatever has an address for them."""
+    digest = digest_of(_SOURCES)
+
+    @cfunc(types.void(types.int64), cache=True)
+    def mixing_backward(table: int) -> None:
+        if digest:
+            _backward(table)
+
+    return mixing_backward.address  # type: ignore[no-any-return]
