@@ -105,14 +105,13 @@ def _fits(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequence
     """Whether the compiled loops can have it: ordinary tensors in main memory, of shapes that go together."""
     if torch.compiler.is_compiling() or not _ordinary(x) or x.dim() != 4 or not x.numel() or not pairs:
         return False
-    if torch.jit.is_tracing() or is_in_torch_dispatch_mode() or torch.is_autocast_enabled("cpu"):  # type: ignore[no-untyped-call]
+    if torch._C._is_tracing() or is_in_torch_dispatch_mode() or torch.is_autocast_enabled("cpu"):
         return False
-    channels, size = x.shape[1], (x.shape[1],)
-    if (scale is None) != (shift is None) or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch._C._functorch.peek_interpreter_stack() is not None or (scale is None) != (shift is None):
         return False
-    if scale is not None and shift is not None:
-        if not (_ordinary(scale) and _ordinary(shift) and scale.shape == size and shift.shape == size):
-            return False
+    channels = x.shape[1]
+    if not all(tensor is None or (_ordinary(tensor) and tensor.shape == (channels,)) for tensor in (scale, shift)):
+        return False
     return all(_pair_fits(pair, channels) for pair in pairs) and launch.compiled()
 
 
@@ -191,7 +190,7 @@ def _differentiable(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the plain formula, so that they can be differentiated again."""
     tensors = [x, scale, shift, None, *(weight for pair in pairs for weight in pair[:2])]
-    inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+    inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None]
     outputs = [output for pair in pairs for output in plain_separable(x, scale, shift, *pair)]
     used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     if not used:
