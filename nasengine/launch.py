@@ -96,7 +96,7 @@ def _plan(
     Args:
         pairs: (kernel, stride, dilation, outputs) of each.
     """
-    from nasengine.vectors import BYTES, LANES
+    from nasengine.kernels.vectors import BYTES, LANES
 
     blocks = -(-channels // LANES)
     ends, end, sums = [], 0, 2 * blocks * BYTES if back else 0
@@ -166,18 +166,18 @@ def _workspace(size: int) -> int:
 def _runners() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
     from nasengine import kernels
 
-    return _runner(kernels.forward()), _runner(kernels.backward())
+    return runner(kernels.forward_address()), runner(kernels.backward_address())
 
 
-def _runner(kernel: int) -> Callable[[int, int], None]:
+def runner(kernel: int) -> Callable[[int, int], None]:
     """Calls a kernel with a table in so many threads; they share the work among themselves."""
     alone = ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernel)
-    team = _team() or _python_team
+    team = _team()
 
     def run(table: int, threads: int) -> None:
         if threads == 1:
             alone(table)
-        elif team is _python_team:
+        elif team is None:
             _python_team(alone, table, threads)
         else:
             team(kernel, table, threads, 0)
@@ -195,7 +195,7 @@ def _team() -> Callable[[int, int, int, int], object] | None:
             continue
         function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
         function.restype = None
-        return function  # type: ignore[no-any-return]
+        return function
     return None
 
 

@@ -11,11 +11,10 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import _verify_batch_size
 
 from nasengine import launch
 from nasengine.separable import is_fast
@@ -34,6 +33,13 @@ class Unnormed(NamedTuple):
     var: Tensor | None = None
 
 
+@runtime_checkable
+class EndsInNorm(Protocol):
+    """A module that can leave its last batch norm to others."""
+
+    def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed: ...
+
+
 @dataclass
 class Statistics:
     """Moments of batches, to be taken into the running ones of their norms all at once."""
@@ -45,7 +51,8 @@ class Statistics:
         norm, mean, var = term.norm, term.mean, term.var
         if norm is None or mean is None or var is None or not norm.training:
             return
-        _verify_batch_size(list(term.values.shape))
+        if term.values.numel() == len(mean):
+            norm(term.values)  # refuses it
         if norm.track_running_stats:
             self.found.append((norm, mean.detach(), var.detach(), term.values.numel() // len(mean)))
 
@@ -88,22 +95,54 @@ def unnormed(module: nn.Module, x: Tensor, statistics: Statistics) -> Unnormed:
     if isinstance(module, Shared):
         # x is kept with what it gave: while it lives, nothing else has its id
         return once_a_call((id(module), id(x)), lambda: (x, unnormed(module.module, x, statistics)))[1]
-    if hasattr(module, "unnormed"):
-        found: Unnormed = module.unnormed(x, statistics)
-        return found
-    if not (isinstance(module, nn.Sequential) and isinstance(module[-1], nn.BatchNorm2d)):
+    if isinstance(module, EndsInNorm):
+        return module.unnormed(x, statistics)
+    *before, last = module if isinstance(module, nn.Sequential) else [module]
+    if not isinstance(last, nn.BatchNorm2d):
         return Unnormed(module(x))
-    for child in module[:-1]:
+    for child in before:
         x = child(x)
-    return measured(x, module[-1], statistics)
+    return measured(x, last, statistics)
 
 
 def measured(values: Tensor, norm: nn.BatchNorm2d, statistics: Statistics) -> Unnormed:
     """Values with their moments, which are noted."""
-    var, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
-    term = Unnormed(values, norm, mean, var)
+    term = Unnormed(values, norm, *moments(values))
     statistics.add(term)
     return term
+
+
+def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance per channel of values (N, C, H, W)."""
+    if is_fast(values):
+        apply: Callable[..., tuple[Tensor, Tensor]] = _Moments.apply
+        return apply(values)
+    var, mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
+    return mean, var
+
+
+class _Moments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, channels = values.numel() // values.shape[1], values.shape[1]
+        ends = torch.arange(_chunks(pixels) + 1, dtype=torch.float64).mul(pixels).div(_chunks(pixels)).floor()
+        sums = torch.empty(_chunks(pixels), _width(channels) // _lanes(), 2, _lanes())
+        _run("moments", [_dense(values)], sums)
+        means, squares = sums.transpose(1, 2).flatten(2)[..., :channels].double().unbind(1)
+        counts = ends.diff()[:, None]
+        mean = (counts * means).sum(0) / pixels
+        var = (squares + counts * (means - mean).square()).sum(0) / pixels
+        found = mean.float(), var.float()
+        ctx.save_for_backward(values, found[0])
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, grad_mean: Tensor, grad_var: Tensor) -> Tensor:
+        """d mean = 1 / P and d var = 2 (value - mean) / P for each of P pixels."""
+        values, mean = ctx.saved_tensors
+        pixels = values.numel() // values.shape[1]
+        slope = grad_var * (2 / pixels)
+        return combined([values], slope[None], grad_mean / pixels - slope * mean)
 
 
 def mixed(terms: Sequence[Unnormed], weights: Tensor) -> Tensor:
@@ -154,54 +193,78 @@ def combined(values: Sequence[Tensor], scales: Tensor, shift: Tensor) -> Tensor:
 class _Combined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scales: Tensor, shift: Tensor, *values: Tensor) -> Tensor:
-        values = tuple(value.contiguous(memory_format=torch.channels_last) for value in values)
         ctx.save_for_backward(scales, shift, *values)
         total = torch.empty_like(values[0], memory_format=torch.channels_last)
-        _run(scales.contiguous(), shift, values, total, [])
+        _run("forward", [_dense(value) for value in values], None, scales.contiguous(), shift.contiguous(), total)
         return total
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         scales, shift, *values = ctx.saved_tensors
         if torch.is_grad_enabled():  # a graph is asked for
-            inputs = [scales, shift, *values]
-            with torch.enable_grad():
-                outputs = plain_combined(values, scales, shift)
-            return torch.autograd.grad(outputs, inputs, grad, create_graph=True)
+            inputs = [tensor for tensor, need in zip(ctx.saved_tensors, ctx.needs_input_grad, strict=True) if need]
+            found = iter(torch.autograd.grad(plain_combined(values, scales, shift), inputs, grad, create_graph=True))
+            return tuple(next(found) if need else None for need in ctx.needs_input_grad)
         grads = [
-            torch.empty_like(value) if needed else None
-            for value, needed in zip(values, ctx.needs_input_grad[2:], strict=True)
+            torch.empty_like(value, memory_format=torch.channels_last) if need else None
+            for value, need in zip(values, ctx.needs_input_grad[2:], strict=True)
         ]
-        sums = _run(scales.contiguous(), shift, values, grad.contiguous(memory_format=torch.channels_last), grads)
-        rows = sums[:, : len(shift)]
-        return rows[:-1], rows[-1], *grads
+        channels = len(shift)
+        sums = torch.empty(_chunks(grad.numel() // channels), len(values) + 1, _width(channels))
+        dense = [_dense(value) for value in values]
+        _run("backward", dense, sums, scales.contiguous(), shift.contiguous(), _dense(grad), grads)
+        of_scales, of_shift = sums[0, :-1, :channels], sums[0, -1, :channels]
+        return of_scales, of_shift, *grads
 
 
-_CHUNKS = 16
+def _dense(values: Tensor) -> Tensor:
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def _chunks(pixels: int) -> int:
+    """Parts that threads take: a fixed number, so that the bits do not depend on the threads."""
+    return min(16, pixels // 64 + 1)
+
+
+def _lanes() -> int:
+    from nasengine.kernels.vectors import LANES
+
+    return LANES
+
+
+def _width(channels: int) -> int:
+    """Channels in whole vectors."""
+    return -(-channels // _lanes()) * _lanes()
 
 
 def _run(
-    scales: Tensor, shift: Tensor, values: Sequence[Tensor], total: Tensor, grads: Sequence[Tensor | None]
-) -> Tensor:
-    from nasengine import vectors
-
-    pixels, channels = total.numel() // len(shift), len(shift)
-    chunks = min(_CHUNKS, pixels // 64 + 1)
-    width = -(-channels // vectors.LANES) * vectors.LANES
-    sums = torch.empty(chunks if grads else 0, len(values) + 1, width)
-    addresses = [value.data_ptr() for value in values] + [0 if g is None else g.data_ptr() for g in grads]
-    head = [0, 0, chunks, pixels, channels, len(values), scales.data_ptr(), shift.data_ptr(), total.data_ptr()]
-    table = [*head, sums.data_ptr(), *addresses]
+    kernel: str,
+    values: Sequence[Tensor],
+    sums: Tensor | None,
+    scales: Tensor | None = None,
+    shift: Tensor | None = None,
+    total: Tensor | None = None,
+    grads: Sequence[Tensor | None] = (),
+) -> None:
+    """Runs a kernel of `nasengine.kernels.mixing` on images in channels-last, with the table that it reads."""
+    channels = values[0].shape[1]
+    pixels = values[0].numel() // channels
+    given = (scales, shift, total, sums, *values, *grads)
+    table = [0, 0, _chunks(pixels), pixels, channels, len(values), *(0 if t is None else t.data_ptr() for t in given)]
     arguments = (ctypes.c_int64 * len(table))(*table)
-    _runners()[bool(grads)](ctypes.addressof(arguments), min(torch.get_num_threads(), chunks))
-    return sums[0] if grads else sums
+    _runner(kernel)(ctypes.addressof(arguments), min(torch.get_num_threads(), _chunks(pixels)))
 
 
 @cache
-def _runners() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
-    from nasengine import mixing_kernels
+def _runner(kernel: str) -> Callable[[int, int], None]:
+    from nasengine import kernels
 
-    return launch._runner(mixing_kernels.forward()), launch._runner(mixing_kernels.backward())
+    addresses = {
+        "forward": kernels.mixing_forward_address,
+        "backward": kernels.mixing_backward_address,
+        "moments": kernels.moments_address,
+    }
+    return launch.runner(addresses[kernel]())
 
 
 def plain_combined(values: Sequence[Tensor], scales: Tensor, shift: Tensor) -> Tensor:

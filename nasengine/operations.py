@@ -6,7 +6,7 @@ All take and give images (batch, channels, height, width).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,8 +127,9 @@ class SeparableConv(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if not (torch.is_grad_enabled() and is_fast(x)):
-            outputs: Tensor = super().forward(x)
-            return outputs
+            for module in self:
+                x = module(x)
+            return x
         statistics = Statistics()
         found = self.unnormed(x, statistics)
         statistics.keep()
@@ -139,7 +140,7 @@ class SeparableConv(nn.Sequential):
         begun = known((id(self), id(x)))
         found = separable(x, None, None, *self.pair(0)) if begun is None else begun[1]
         for start in range(4, len(self) + 4, 4):
-            norm = self[start - 1]
+            norm = cast(nn.BatchNorm2d, self[start - 1])
             half = Unnormed(found.output, norm, found.mean, found.var)
             statistics.add(half)
             if start < len(self):
@@ -149,7 +150,7 @@ class SeparableConv(nn.Sequential):
 
     def pair(self, start: int) -> Pair:
         """The two convolutions of the half that begins with this module."""
-        _, depthwise, pointwise, _ = self[start : start + 4]
+        depthwise, pointwise = cast(nn.Conv2d, self[start + 1]), cast(nn.Conv2d, self[start + 2])
         return Pair(depthwise.weight, pointwise.weight, depthwise.stride[0], depthwise.dilation[0])
 
 

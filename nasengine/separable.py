@@ -35,8 +35,8 @@ def by_formula() -> Iterator[None]:
 
 
 def is_fast(x: Tensor) -> bool:
-    """Whether the compiled loops can have an image batch (B, C, H, W)."""
-    if _formula.get() or is_sharded() or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    """Whether the compiled loops can have a batch of images (B, C, H, W)."""
+    if _formula.get() or is_sharded() or torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     if not _ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode():
         return False
@@ -129,12 +129,11 @@ def plain_separable(
 
 def _fits(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequence[Pair]) -> bool:
     """Whether the compiled loops can have it: ordinary tensors in main memory, of shapes that go together."""
-    channels, size = x.shape[1], (x.shape[1],)
     if not pairs or not is_fast(x) or (scale is None) != (shift is None):
         return False
-    if scale is not None and shift is not None:
-        if not (_ordinary(scale) and _ordinary(shift) and scale.shape == size and shift.shape == size):
-            return False
+    channels = x.shape[1]
+    if not all(tensor is None or (_ordinary(tensor) and tensor.shape == (channels,)) for tensor in (scale, shift)):
+        return False
     return all(_pair_fits(pair, channels) for pair in pairs)
 
 
@@ -213,7 +212,7 @@ def _differentiable(
 ) -> tuple[Tensor | None, ...]:
     """The gradients by the plain formula, so that they can be differentiated again."""
     tensors = [x, scale, shift, None, *(weight for pair in pairs for weight in pair[:2])]
-    inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
+    inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None]
     outputs = [output for pair in pairs for output in plain_separable(x, scale, shift, *pair)]
     used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     if not used:

@@ -1,20 +1,19 @@
-"""Tiles of `nasengine.tiles` whose loads are shared: one for every two or three products. Needs numba.
+"""Tiles of `nasengine.kernels.tiles` whose loads are shared: one for every two or three products. Needs numba.
 
 Processors load about as many vectors as they multiply, so a tile that loads both factors of every product runs at half
 the speed. These are unrolled for a given kernel, dilation and stride, and written for LLVM directly.
 """
-# mypy: disable-error-code="untyped-decorator, no-any-unimported"
+# mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call, misc"
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from llvmlite import ir
+from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils, types
-from numba.extending import intrinsic
 
-from nasengine.vectors import BYTES, Signature, fused, load_at, splat_at, vector
+from nasengine.kernels.vectors import BYTES, Signature, fused, intrinsic, load_at, splat_at, vector
 
 
 class _Loads:
@@ -36,7 +35,7 @@ def _unpacked(builder: Any, tile: Any, count: int) -> list[Any]:
 
 @intrinsic(prefer_literal=True)
 def row_of_taps(typing: Any, tile: Any, at: Any, weights: Any, kernel: Any, stride: Any, dilation: Any) -> Signature:
-    """Eight sums (pixels next to each other) with the products of a row of a kernel more; the last three are literal."""
+    """Eight sums (pixels next to each other) with a row of a kernel more; the last three are literal."""
     taps, apart, gap = kernel.literal_value, stride.literal_value, dilation.literal_value
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -1,23 +1,12 @@
-"""The compiled kernels of `nasengine.separable`, forward and backward, for channels-last float32. Needs numba.
-
-A band of rows of an image goes through everything while it is in the cache of its core: u, the rectified input; v, its
-depthwise convolution; y; and back: g, the gradient of y, those of v, of u and of x, and of the weights. Only x, y and
-their gradients are ever in memory.
-
-Threads take chunks of images from a counter. Sums over images are kept a chunk and added in the order of the chunks
-by whoever is last, so that the bits depend neither on the number of threads nor on their timing.
-"""
-# mypy: disable-error-code="untyped-decorator, no-untyped-call"
+"""The backward kernel: the gradients that are needed, of x, of scale and shift, and of the weights. Needs numba."""
+# mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call, misc"
 
 from __future__ import annotations
 
-import functools
-from typing import Final
+from numba import types
 
-from numba import cfunc, types
-
-from nasengine.kernel_table import (
-    digest_of,
+from nasengine.kernels.bands import begin, convolve_band, first_image, output_pixels, rectify_band
+from nasengine.kernels.table import (
     AT_G,
     AT_GRAD_U,
     AT_SPREAD,
@@ -27,7 +16,7 @@ from nasengine.kernel_table import (
     BAND,
     CHANNELS,
     CHUNKS,
-    DEPTHWISE,
+    DILATION,
     DONE,
     GRAD_DEPTHWISE,
     GRAD_MEAN,
@@ -46,16 +35,11 @@ from nasengine.kernel_table import (
     OUTPUTS,
     PAIRS,
     SCALE,
-    SCRATCH,
-    SCRATCH_SIZE,
     SHIFT,
-    SLOT,
     STRIDE,
     SUMS,
     SUMS_SIZE,
-    VAR,
     WIDTH,
-    DILATION,
     X,
     Y,
     backward_taps,
@@ -65,15 +49,13 @@ from nasengine.kernel_table import (
     factors_at,
     forward_taps,
     halved,
-    matrix_at,
-    pack,
     pair_at,
     reach,
     tap_count,
     tap_rows,
     transpose_at,
 )
-from nasengine.tiles import (
+from nasengine.kernels.tiles import (
     apart,
     clear,
     convolve,
@@ -83,125 +65,18 @@ from nasengine.tiles import (
     kernel_gradients,
     matrix_gradient,
     matrix_gradient_of_two,
-    moments,
     move,
     multiply_matrix,
-    multiply_two,
     output_gradient,
-    rectify,
     tap_gradients,
 )
-from nasengine.vectors import BYTES, LANES, add, claim, load, number, put_number, store
-
-
-@apart
-def _begin(table: int) -> int:
-    """Prepares the scratch memory of the thread that asks, and gives its address."""
-    scratch = entry(table, SCRATCH) + claim(table + 8 * SLOT) * entry(table, SCRATCH_SIZE)
-    for index in range(entry(table, PAIRS)):
-        pack(table, pair_at(table, index), scratch)
-    return scratch  # type: ignore[no-any-return]
-
-
-@inlined
-def _first_image(table: int, chunk: int) -> int:
-    return chunk * entry(table, IMAGES) // entry(table, CHUNKS)
-
-
-@inlined
-def _output_pixels(table: int, pair: int) -> int:
-    stride = entry(pair, STRIDE)
-    return halved(entry(table, HEIGHT), stride) * halved(entry(table, WIDTH), stride)
-
-
-@apart
-def _rectify_band(table: int, pair: int, image: int, first: int, last: int, block: int, scratch: int) -> None:
-    """u of a block of channels for some rows of the output, zeros where they reach out of the image."""
-    channels, height, width = entry(table, CHANNELS), entry(table, HEIGHT), entry(table, WIDTH)
-    around, stride, lanes = reach(pair), entry(pair, STRIDE), min(LANES, channels - block * LANES)
-    row, u, x_row = (width + 2 * around) * BYTES, scratch + entry(table, AT_U), width * channels * 4
-    top, bottom = first * stride - around, (last - 1) * stride + around + 1
-    above, below = max(0, -top), max(0, bottom - height)
-    clear(u, above * row)
-    clear(u + (bottom - top - below) * row, below * row)
-    x = entry(table, X) + (image * height + top + above) * x_row + block * BYTES
-    a, b = entry(table, SCALE), entry(table, SHIFT)
-    if a:
-        a, b = a + block * BYTES, b + block * BYTES
-    rows = bottom - top - above - below
-    rectify(x, x_row, channels * 4, lanes, a, b, u + above * row + around * BYTES, row, rows, width)
-
-
-@apart
-def _convolve(table: int, pair: int, rows: int, block: int, v: int, scratch: int) -> None:
-    """v of a block of channels from u."""
-    width, stride = entry(table, WIDTH), entry(pair, STRIDE)
-    row, columns = (width + 2 * reach(pair)) * BYTES, halved(width, stride)
-    u, taps, weights = scratch + entry(table, AT_U), forward_taps(pair, scratch), depthwise_at(pair, scratch, block)
-    if not convolve(u, row, entry(pair, KERNEL), stride, entry(pair, DILATION), weights, v, rows, columns):
-        correlate(
-            u, stride * row, stride * BYTES, taps, tap_count(pair), weights, v, columns * BYTES, BYTES, rows, columns
-        )
-
-
-@apart
-def _forward_image(table: int, pair: int, image: int, scratch: int) -> None:
-    channels, outputs, stride = entry(table, CHANNELS), entry(pair, OUTPUTS), entry(pair, STRIDE)
-    height, columns, step = halved(entry(table, HEIGHT), stride), halved(entry(table, WIDTH), stride), outputs * 4
-    band, v, u_row = entry(pair, BAND), scratch + entry(table, AT_V), entry(table, WIDTH) + 2 * reach(pair)
-    sums = entry(table, SUMS) + image * entry(table, SUMS_SIZE) + entry(pair, AT_SUMS)
-    clear(scratch + entry(table, AT_U), ((band - 1) * stride + 2 * reach(pair) + 1) * u_row * BYTES)
-    for first in range(0, height, band):
-        last = min(height, first + band)
-        pixels = (last - first) * columns
-        for block in range(blocks(channels)):
-            _rectify_band(table, pair, image, first, last, block, scratch)
-            _convolve(table, pair, last - first, block, v + block * pixels * BYTES, scratch)
-        for block in range(blocks(outputs)):
-            lanes, matrix = min(LANES, outputs - block * LANES), matrix_at(pair, scratch, channels, block)
-            y = entry(pair, Y) + (image * height + first) * columns * step + block * BYTES
-            if lanes == LANES and block % 2 == 0 and (block + 2) * LANES <= outputs:
-                multiply_two(v, pixels * BYTES, channels, matrix, y, BYTES, 0, step, 1, pixels)
-            elif block % 2 == 0 or lanes < LANES:
-                multiply_matrix(v, pixels * BYTES, channels, matrix, y, 0, step, 1, pixels, lanes)
-            moments(y, step, pixels, lanes, first * columns, sums + block * 2 * BYTES)
-
-
-@apart
-def _finish_forward(table: int, pair: int) -> None:
-    """Mean and variance over all images, from those of each."""
-    images, pixels, size = entry(table, IMAGES), _output_pixels(table, pair), entry(table, SUMS_SIZE)
-    for channel in range(entry(pair, OUTPUTS)):
-        first = entry(table, SUMS) + entry(pair, AT_SUMS) + channel // LANES * 2 * BYTES + channel % LANES * 4
-        mean, squares = 0.0, 0.0
-        for image in range(images):
-            mean += types.float64(number(first + image * size))
-        mean /= images
-        for image in range(images):
-            away = types.float64(number(first + image * size)) - mean
-            squares += types.float64(number(first + image * size + BYTES)) + pixels * away * away
-        put_number(entry(pair, MEAN) + 4 * channel, types.float32(mean))
-        put_number(entry(pair, VAR) + 4 * channel, types.float32(squares / (images * pixels)))
-
-
-@apart
-def _forward(table: int) -> None:
-    scratch, chunks, pairs = _begin(table), entry(table, CHUNKS), entry(table, PAIRS)
-    chunk = claim(table + 8 * NEXT)
-    while chunk < chunks:
-        for image in range(_first_image(table, chunk), _first_image(table, chunk + 1)):
-            for index in range(pairs):
-                _forward_image(table, pair_at(table, index), image, scratch)
-        if claim(table + 8 * DONE) == chunks - 1:
-            for index in range(pairs):
-                _finish_forward(table, pair_at(table, index))
-        chunk = claim(table + 8 * NEXT)
+from nasengine.kernels.vectors import BYTES, LANES, add, claim, load, number, put_number, store
 
 
 @apart
 def _output_factors(table: int, pair: int, scratch: int) -> None:
     """a = grad_mean / P - b * mean and b = 2 * grad_var / P of P pixels."""
-    outputs, pixels = entry(pair, OUTPUTS), _output_pixels(table, pair) * entry(table, IMAGES)
+    outputs, pixels = entry(pair, OUTPUTS), output_pixels(table, pair) * entry(table, IMAGES)
     to, second = factors_at(pair, scratch, entry(table, CHANNELS)), blocks(outputs) * BYTES
     clear(to, 2 * second)
     for output in range(outputs):
@@ -227,7 +102,7 @@ def _weight_gradients(table: int, pair: int, rows: int, block: int, sums: int, s
     columns, around, v = halved(width, stride), reach(pair), scratch + entry(table, AT_V)
     row, pixels = blocks(outputs) * BYTES, rows * halved(width, stride)
     if entry(pair, GRAD_POINTWISE):
-        _convolve(table, pair, rows, block, v, scratch)
+        convolve_band(table, pair, rows, block, v, scratch)
         matrix = sums + (blocks(channels) * tap_rows(pair) + block * LANES * blocks(outputs)) * BYTES
         for eight in range(0, min(LANES, channels - block * LANES), 8):
             for output in range(0, blocks(outputs) - 1, 2):
@@ -345,13 +220,13 @@ def _backward_image(table: int, index: int, image: int, sums: int, scratch: int)
         for block in range(blocks(outputs)):
             at, g = start + block * BYTES, scratch + entry(table, AT_G) + block * pixels * BYTES
             a, lanes = factors + block * BYTES, min(LANES, outputs - block * LANES)
-            y, grad = entry(pair, Y) + at, entry(pair, GRAD_Y) + at
+            y, grad = entry(pair, Y) + at if entry(pair, GRAD_VAR) else 0, entry(pair, GRAD_Y) + at
             output_gradient(y, grad, step, pixels, lanes, a, a + blocks(outputs) * BYTES, g)
         for block in range(blocks(channels)):
             if entry(pair, GRAD_DEPTHWISE) or entry(table, GRAD_U):
                 _spread_band(table, pair, first, last, block, scratch)
             if by_weights:
-                _rectify_band(table, pair, image, first, last, block, scratch)
+                rectify_band(table, pair, image, first, last, block, scratch)
                 _weight_gradients(table, pair, last - first, block, own, scratch)
             if entry(table, GRAD_U):
                 _input_band(table, pair, image, first, last, block, index > 0, sums, scratch)
@@ -386,47 +261,17 @@ def _finish_backward(table: int) -> None:
 
 
 @apart
-def _backward(table: int) -> None:
-    scratch, chunks, pairs = _begin(table), entry(table, CHUNKS), entry(table, PAIRS)
+def run_backward(table: int) -> None:
+    scratch, chunks, pairs = begin(table), entry(table, CHUNKS), entry(table, PAIRS)
     for index in range(pairs):
         _output_factors(table, pair_at(table, index), scratch)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
         sums = entry(table, SUMS) + chunk * entry(table, SUMS_SIZE)
         clear(sums, entry(table, SUMS_SIZE))
-        for image in range(_first_image(table, chunk), _first_image(table, chunk + 1)):
+        for image in range(first_image(table, chunk), first_image(table, chunk + 1)):
             for index in range(pairs):
                 _backward_image(table, index, image, sums, scratch)
         if claim(table + 8 * DONE) == chunks - 1:
             _finish_backward(table)
         chunk = claim(table + 8 * NEXT)
-
-
-_SOURCES: Final = ("vectors.py", "unrolled.py", "tiles.py", "kernel_table.py", "kernels.py")
-_KERNEL: Final = types.void(types.int64)
-
-
-@functools.cache
-def forward() -> int:
-    """The address of the forward kernel, a C function of the address of a table; compiled once a machine."""
-    digest = digest_of(_SOURCES)
-
-    @cfunc(_KERNEL, cache=True)
-    def separable_forward(table: int) -> None:
-        if digest:
-            _forward(table)
-
-    return separable_forward.address  # type: ignore[no-any-return]
-
-
-@functools.cache
-def backward() -> int:
-    """The address of the backward kernel, which writes the gradients of whatever has an address for them."""
-    digest = digest_of(_SOURCES)
-
-    @cfunc(_KERNEL, cache=True)
-    def separable_backward(table: int) -> None:
-        if digest:
-            _backward(table)
-
-    return separable_backward.address  # type: ignore[no-any-return]

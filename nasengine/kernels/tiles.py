@@ -3,7 +3,7 @@
 A tile is eight pixels in eight vectors, so that no sum leaves the registers before it is done. A `row` is the bytes
 from a row to the next, a `step` those from a pixel to the next, a `plane` those from a block of channels to the next.
 """
-# mypy: disable-error-code="untyped-decorator, no-untyped-call, no-any-unimported"
+# mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call, misc"
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from numba import njit, types
 
-from nasengine.unrolled import (
+from nasengine.kernels.unrolled import (
     channels_of_pixels,
     gradients_of_rows,
     load_tile,
@@ -19,7 +19,7 @@ from nasengine.unrolled import (
     store_tile,
     zero_tile,
 )
-from nasengine.vectors import (
+from nasengine.kernels.vectors import (
     BYTES,
     LANES,
     add,
@@ -29,6 +29,7 @@ from nasengine.vectors import (
     load,
     load_first,
     multiply,
+    rectified,
     store,
     store_first,
     subtract,
@@ -36,8 +37,8 @@ from nasengine.vectors import (
     zeros,
 )
 
-inlined = njit(forceinline=True, error_model="numpy")
-apart = njit(error_model="numpy")
+inlined: Any = njit(forceinline=True, error_model="numpy")
+apart: Any = njit(error_model="numpy")
 
 
 @inlined
@@ -113,7 +114,7 @@ def rectify(
             value = read(at, lanes)
             if a:
                 value = fma(scale, value, shift)
-            store(to, gate(value, value))
+            store(to, rectified(value))
             at += x_step
             to += BYTES
 
@@ -154,7 +155,7 @@ def convolve(
     source: int, row: int, kernel: int, stride: int, dilation: int, weights: int,
     out: int, rows: int, columns: int,
 ) -> bool:  # fmt: skip
-    """The same for a whole kernel from its first tap on, where it is one that is unrolled; whether it is. The output is dense."""
+    """The same for a whole kernel from its first tap on to a dense output, if it is one that is unrolled; whether."""
     if not is_unrolled(kernel, stride, dilation):
         return False
     for y in range(rows):
@@ -323,7 +324,7 @@ def kernel_gradients(
 
 @apart
 def matrix_gradient(v: int, g: int, pixels: int, sums: int, row: int) -> None:
-    """Adds to eight rows of a matrix the products of eight channels of v with a block of the gradient, of all pixels."""
+    """Adds to eight rows of a matrix the products of eight channels of v and a block of the gradient of y."""
     s = load_tile(sums, row, 8)
     for _ in range(pixels):
         s = channels_of_pixels(s, v, 4, g, 0, 0, 1, 8)
@@ -347,11 +348,14 @@ def matrix_gradient_of_two(v: int, g: int, plane: int, pixels: int, sums: int, r
 
 @apart
 def output_gradient(y: int, grad: int, step: int, pixels: int, lanes: int, a: int, b: int, g: int) -> None:
-    """g = grad + a + b * y of dense pixels."""
+    """g = grad + a + b * y of dense pixels; without the last where y is 0."""
     constant, slope = load(a), load(b)
     for _ in range(pixels):
-        store(g, add(read(grad, lanes), fma(slope, read(y, lanes), constant)))
-        y += step
+        value = constant
+        if y:
+            value = fma(slope, read(y, lanes), constant)
+            y += step
+        store(g, add(read(grad, lanes), value))
         grad += step
         g += BYTES
 

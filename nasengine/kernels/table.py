@@ -3,17 +3,14 @@
 A table of int64: the header, then the entries of each pair. Addresses are in bytes; a gradient at address 0 is not
 needed, or not given. `AT_...` are offsets into the scratch memory of a thread, or into the sums of a chunk.
 """
-# mypy: disable-error-code="untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call, misc"
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
-from pathlib import Path
 from typing import Final
 
-from nasengine.tiles import apart, clear, inlined
-from nasengine.vectors import BYTES, LANES, number, put_number, put_word, word
+from nasengine.kernels.tiles import apart, clear, inlined
+from nasengine.kernels.vectors import BYTES, LANES, number, put_number, put_word, word
 
 NEXT: Final = 0
 """Counters that threads share: of chunks begun, of threads, of chunks that are done."""
@@ -70,17 +67,10 @@ AT_WEIGHTS: Final = 16
 PAIR: Final = 17
 
 
-def digest_of(names: Iterable[str]) -> int:
-    """Of sources beside this file: numba's cache of a kernel notices changes in the kernel's own file only."""
-    folder = Path(__file__).parent
-    sources = b"".join((folder / name).read_bytes() for name in names)
-    return int.from_bytes(hashlib.sha256(sources).digest()[:6], "big")
-
-
 @inlined
 def entry(table: int, index: int) -> int:
     """An entry of the header, or of a pair."""
-    return word(table + 8 * index)  # type: ignore[no-any-return]
+    return word(table + 8 * index)
 
 
 @inlined

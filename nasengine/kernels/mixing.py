@@ -5,18 +5,15 @@ are rows of pixels with channels innermost; a tile is eight pixels of 16 channel
 while the terms pass by. Threads take chunks of pixels from a counter; sums over pixels are kept a chunk and added in
 the order of the chunks by whoever is last, so that the bits do not depend on the threads.
 """
-# mypy: disable-error-code="untyped-decorator, no-untyped-call"
+# mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call"
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Final
 
-from numba import cfunc, types
-
-from nasengine.kernel_table import blocks, digest_of, entry
-from nasengine.tiles import apart, clear, inlined, read, write
-from nasengine.vectors import BYTES, LANES, add, claim, fma, load, multiply, store
+from nasengine.kernels.table import blocks, entry
+from nasengine.kernels.tiles import apart, clear, inlined, moments, read, write
+from nasengine.kernels.vectors import BYTES, LANES, add, claim, fma, load, multiply, store
 
 NEXT: Final = 0
 DONE: Final = 1
@@ -31,7 +28,7 @@ PARTIAL: Final = 9
 HEADER: Final = 10
 """Behind it stand the addresses of the values, and in a backward pass those of their gradients, 0 for none."""
 
-_SOURCES: Final = ("vectors.py", "unrolled.py", "tiles.py", "kernel_table.py", "mixing_kernels.py")
+_BAND: Final = 128  # pixels that stay in the cache while they are read twice
 
 
 @inlined
@@ -155,7 +152,7 @@ def _first(table: int, chunk: int) -> int:
 
 
 @apart
-def _forward(table: int) -> None:
+def run_mixing_forward(table: int) -> None:
     """Writes SUM."""
     chunks = entry(table, CHUNKS)
     chunk = claim(table + 8 * NEXT)
@@ -165,7 +162,7 @@ def _forward(table: int) -> None:
 
 
 @apart
-def _backward(table: int) -> None:
+def run_mixing_backward(table: int) -> None:
     """Reads the gradient of SUM there; the sums over all pixels end in the first chunk of PARTIAL."""
     chunks, size = entry(table, CHUNKS), BYTES * blocks(entry(table, CHANNELS)) * (entry(table, TERMS) + 1)
     chunk = claim(table + 8 * NEXT)
@@ -178,27 +175,17 @@ def _backward(table: int) -> None:
         chunk = claim(table + 8 * NEXT)
 
 
-@functools.cache
-def forward() -> int:
-    """The address of the forward kernel, a C function of the address of a table; compiled once a machine."""
-    digest = digest_of(_SOURCES)
-
-    @cfunc(types.void(types.int64), cache=True)
-    def mixing_forward(table: int) -> None:
-        if digest:
-            _forward(table)
-
-    return mixing_forward.address  # type: ignore[no-any-return]
-
-
-@functools.cache
-def backward() -> int:
-    """The address of the backward kernel, which writes the gradients of whatever has an address for them."""
-    digest = digest_of(_SOURCES)
-
-    @cfunc(types.void(types.int64), cache=True)
-    def mixing_backward(table: int) -> None:
-        if digest:
-            _backward(table)
-
-    return mixing_backward.address  # type: ignore[no-any-return]
+@apart
+def run_moments(table: int) -> None:
+    """Writes to every chunk of PARTIAL, a block of channels after the other: means, and sums of squared deviations."""
+    chunks, channels, step = entry(table, CHUNKS), entry(table, CHANNELS), 4 * entry(table, CHANNELS)
+    chunk = claim(table + 8 * NEXT)
+    while chunk < chunks:
+        first, last = _first(table, chunk), _first(table, chunk + 1)
+        for start in range(first, last, _BAND):
+            pixels, at = min(_BAND, last - start), _value(table, 0) + start * step
+            for block in range(blocks(channels)):
+                sums = entry(table, PARTIAL) + 2 * BYTES * (chunk * blocks(channels) + block)
+                lanes = min(LANES, channels - LANES * block)
+                moments(at + BYTES * block, step, pixels, lanes, start - first, sums)
+        chunk = claim(table + 8 * NEXT)
