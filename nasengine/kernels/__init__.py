@@ -34,8 +34,12 @@ def _digest() -> int:
 
 def _address(kernel: Callable[[int], None]) -> int:
     """Compiles a kernel, or finds it in the cache: beside this file, else where NUMBA_CACHE_DIR or the user has it."""
-    function: Any = cfunc(_KERNEL, cache=True)(kernel)
-    return int(function.address)
+    try:
+        decorate: Any = cfunc(_KERNEL, cache=True)
+        return int(decorate(kernel).address)
+    except RuntimeError:  # no folder can be written: a cache is refused, kernels are not
+        decorate = cfunc(_KERNEL)
+        return int(decorate(kernel).address)
 
 
 @functools.cache

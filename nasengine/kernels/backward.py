@@ -67,6 +67,7 @@ from nasengine.kernels.tiles import (
     matrix_gradient_of_two,
     move,
     multiply_matrix,
+    multiply_two,
     output_gradient,
     tap_gradients,
 )
@@ -142,20 +143,23 @@ def _spread(table: int, pair: int, block: int, scratch: int) -> int:
 
 
 @apart
-def _spread_band(table: int, pair: int, first: int, last: int, block: int, scratch: int) -> None:
-    """The gradient of v of a block of channels, below the rows that are kept."""
+def _spread_band(table: int, pair: int, first: int, last: int, block: int, count: int, scratch: int) -> None:
+    """The gradient of v of one or two blocks of channels, below the rows that are kept."""
     channels, outputs, stride = entry(table, CHANNELS), entry(pair, OUTPUTS), entry(pair, STRIDE)
     columns, around, rows = halved(entry(table, WIDTH), stride), reach(pair), last - first
-    row, kept = (columns + 2 * around) * BYTES, _kept_rows(pair)
-    spread = _spread(table, pair, block, scratch)
-    if first:
-        move(spread + entry(pair, BAND) * row, spread, kept * row)
-    else:
-        clear(spread, _spread_size(table, pair))
+    row, kept, size = (columns + 2 * around) * BYTES, _kept_rows(pair), _spread_size(table, pair)
+    spread, g, plane = _spread(table, pair, block, scratch), scratch + entry(table, AT_G), rows * columns * BYTES
+    for each in range(spread, spread + count * size, size):
+        if first:
+            move(each + entry(pair, BAND) * row, each, kept * row)
+            clear(each + (kept + rows) * row, around * row)
+        else:
+            clear(each, size)
     matrix, to = transpose_at(pair, scratch, channels, block), spread + kept * row + around * BYTES
-    g = scratch + entry(table, AT_G)
-    multiply_matrix(g, rows * columns * BYTES, outputs, matrix, to, row, BYTES, rows, columns, LANES)
-    clear(spread + (kept + rows) * row, around * row)
+    if count == 2:
+        multiply_two(g, plane, outputs, matrix, to, size, row, BYTES, rows, columns)
+    else:
+        multiply_matrix(g, plane, outputs, matrix, to, row, BYTES, rows, columns, LANES)
 
 
 @apart
@@ -223,8 +227,8 @@ def _backward_image(table: int, index: int, image: int, sums: int, scratch: int)
             y, grad = entry(pair, Y) + at if entry(pair, GRAD_VAR) else 0, entry(pair, GRAD_Y) + at
             output_gradient(y, grad, step, pixels, lanes, a, a + blocks(outputs) * BYTES, g)
         for block in range(blocks(channels)):
-            if entry(pair, GRAD_DEPTHWISE) or entry(table, GRAD_U):
-                _spread_band(table, pair, first, last, block, scratch)
+            if (entry(pair, GRAD_DEPTHWISE) or entry(table, GRAD_U)) and block % 2 == 0:
+                _spread_band(table, pair, first, last, block, min(2, blocks(channels) - block), scratch)
             if by_weights:
                 rectify_band(table, pair, image, first, last, block, scratch)
                 _weight_gradients(table, pair, last - first, block, own, scratch)

@@ -7,10 +7,12 @@ needed, or not given. `AT_...` are offsets into the scratch memory of a thread, 
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+from numba import types
 
 from nasengine.kernels.tiles import apart, clear, inlined
-from nasengine.kernels.vectors import BYTES, LANES, number, put_number, put_word, word
+from nasengine.kernels.vectors import BYTES, LANES, Signature, intrinsic, number, put_number, put_word, word_at
 
 NEXT: Final = 0
 """Counters that threads share: of chunks begun, of threads, of chunks that are done."""
@@ -67,10 +69,15 @@ AT_WEIGHTS: Final = 16
 PAIR: Final = 17
 
 
-@inlined
-def entry(table: int, index: int) -> int:
-    """An entry of the header, or of a pair."""
-    return word(table + 8 * index)
+@intrinsic
+def entry(typing: Any, table: Any, index: Any) -> Signature:
+    """An entry of the header, or of a pair; no compiled function, since there would be one for every index."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        offset = builder.mul(arguments[1], arguments[1].type(8))
+        return word_at(builder, builder.add(arguments[0], offset))
+
+    return types.int64(types.int64, types.int64), generate
 
 
 @inlined

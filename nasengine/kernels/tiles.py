@@ -7,7 +7,7 @@ from a row to the next, a `step` those from a pixel to the next, a `plane` those
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from numba import njit, types
 
@@ -37,8 +37,9 @@ from nasengine.kernels.vectors import (
     zeros,
 )
 
-inlined: Any = njit(forceinline=True, error_model="numpy")
-apart: Any = njit(error_model="numpy")
+_INSIDE: Final[dict[str, Any]] = {"error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inlined: Any = njit(forceinline=True, **_INSIDE)
+apart: Any = njit(**_INSIDE)
 
 
 @inlined

@@ -71,6 +71,11 @@ def splat_at(builder: Any, address: Any) -> Any:
     return _spread(builder, builder.load(_pointer(builder, address, _FLOAT), align=4), _VECTOR)
 
 
+def word_at(builder: Any, address: Any) -> Any:
+    """The int64 at an address, for LLVM."""
+    return builder.load(_pointer(builder, address, _INT))
+
+
 def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
     """a * b + c, for LLVM."""
     return builder.fadd(builder.fmul(a, b, flags=_FUSE), c, flags=_FUSE)
@@ -207,7 +212,7 @@ def word(typing: Any, address: Any) -> Signature:
     """The int64 at an address."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load(_pointer(builder, arguments[0], _INT))
+        return word_at(builder, arguments[0])
 
     return types.int64(types.int64), generate
 
