@@ -3,9 +3,10 @@
     python benchmarks/supernet_step.py --peer darts=PATH [--batch-size 16,64] [--threads 2] [--repeats 5]
 
 PATH is a checkout of quark0/darts that was made to run on the installed PyTorch and on a CPU; nothing of it is here.
-16 channels, 8 cells, 32x32 pixels, float32. Losses and gradients are compared first, at equal weights. Then both take
-steps in turns, each in a process of its own, and the median of the ratios is printed: below 1 is faster than the peer.
-Memory is the most that a process held in its steps, less what it held before the first.
+16 channels, 8 cells, 32x32 pixels, float32; the final network is DARTS_V2 with 36 channels and 20 cells. Losses and
+gradients are compared first, at equal weights. Then both take steps in turns, each in a process of its own, and the
+median of the ratios is printed: below 1 is faster than the peer. Memory is the most that a process held in its steps,
+less what it held before the first.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasengine.algorithms.darts import DARTS
 from nasengine.algorithms.rarts import RARTS
@@ -30,6 +31,7 @@ from nasengine.allocator import keep_pages
 from nasengine.seeding import generator
 from nasengine.supernet import Supernet
 from nasengine.task import Batch, Shapes
+from nasengine.training import set_drop_path
 from search_spaces.darts import DARTS as Cells
 from search_spaces.darts import KINDS
 
@@ -77,6 +79,41 @@ def step_of(algorithm: DARTS | RARTS) -> Step:
     return lambda train, valid: algorithm.step(other, train, valid)
 
 
+def final_step() -> Step:
+    """A training step of the network of DARTS_V2: 36 channels, 20 cells, an auxiliary head, drop path."""
+    keep_pages()
+    space = Cells().final()
+    network = space.build(space.read(DARTS_V2), SHAPES).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    set_drop_path(network, 0.1)
+    return _final_step(network, network.parameters())
+
+
+def peer_final_step(path: Path) -> Step:
+    """The same of the peer."""
+    sys.path.insert(0, str(path / "cnn"))
+    import genotypes
+    import model
+
+    network = model.NetworkCIFAR(36, SHAPES.outputs, 20, True, genotypes.DARTS_V2)
+    network.drop_path_prob = 0.1
+    return _final_step(network, network.parameters())
+
+
+def _final_step(network: nn.Module, weights: Iterable[nn.Parameter]) -> Step:
+    held = list(weights)
+    optimizer = torch.optim.SGD(held, 0.025, momentum=0.9, weight_decay=3e-4)
+
+    def step(train: Batch, valid: Batch) -> None:
+        optimizer.zero_grad()
+        logits, auxiliary = network(train.inputs)
+        loss = F.cross_entropy(logits, train.targets) + 0.4 * F.cross_entropy(auxiliary, train.targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(held, 5.0)
+        optimizer.step()
+
+    return step
+
+
 def peer_step(path: Path, second: bool) -> Step:
     """A step of the peer."""
     peer = Peer(path)
@@ -90,6 +127,14 @@ CONTESTS: dict[str, tuple[DARTS | RARTS, bool]] = {
     "RARTS, two passes": (RARTS(sweep="stale"), True),
 }
 """By name: our algorithm, and whether the peer's step that it is held against is second order."""
+
+FINAL = "final training"
+DARTS_V2 = (
+    "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
+    "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
+    "reduce=[('max_pool_3x3', 0), ('max_pool_3x3', 1), ('skip_connect', 2), ('max_pool_3x3', 1), ('max_pool_3x3', 0), "
+    "('skip_connect', 2), ('skip_connect', 2), ('max_pool_3x3', 1)], reduce_concat=[2, 3, 4, 5])"
+)
 
 
 def batches(size: int, layout: torch.memory_format) -> tuple[Batch, Batch]:
@@ -106,8 +151,11 @@ def batches(size: int, layout: torch.memory_format) -> tuple[Batch, Batch]:
 def serve(connection: Connection, path: Path | None, name: str, size: int, threads: int) -> None:
     """Takes a step whenever it is asked to, and answers with its seconds and the bytes of all so far."""
     torch.set_num_threads(threads)
-    algorithm, second = CONTESTS[name]
-    step = step_of(algorithm) if path is None else peer_step(path, second)
+    if name == FINAL:
+        step = final_step() if path is None else peer_final_step(path)
+    else:
+        algorithm, second = CONTESTS[name]
+        step = step_of(algorithm) if path is None else peer_step(path, second)
     train, valid = batches(size, torch.channels_last if path is None else torch.contiguous_format)
     before = resident("VmRSS")
     while connection.recv():
@@ -210,13 +258,14 @@ def main() -> None:
     parser.add_argument("--batch-size", default="16,64")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", default=";".join((*CONTESTS, FINAL)))
     arguments = parser.parse_args()
     path = Path(arguments.peer.removeprefix("darts=")).expanduser()
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {arguments.threads} threads, 16 channels, 8 cells, 32x32 pixels, float32")
     for size in map(int, arguments.batch_size.split(",")):
         print(f"batch {size}, relative differences\n{compare(path, size)}", flush=True)
-        for name in CONTESTS:
+        for name in arguments.steps.split(";"):
             print(contest(path, name, size, arguments.threads, arguments.repeats), flush=True)
 
 

@@ -154,10 +154,11 @@ class SeparableConv(nn.Sequential):
         return Pair(depthwise.weight, pointwise.weight, depthwise.stride[0], depthwise.dilation[0])
 
 
-def begin(mixtures: Iterable[MixedOp], x: Tensor) -> None:
-    """Computes what the soft mixtures of a supernet call begin with together: halves of separable convolutions of x."""
+def begin(modules: Iterable[nn.Module], x: Tensor) -> None:
+    """Computes what the soft mixtures among modules begin with together: halves of separable convolutions of x."""
     if not is_fast(x):
         return
+    mixtures = [module for module in modules if isinstance(module, MixedOp)]
     soft = [mixture for mixture in mixtures if isinstance(decided(mixture.choice.label), Tensor)]
     options = [option for mixture in soft for option in mixture.options if isinstance(option, SeparableConv)]
     for option, found in zip(options, separables(x, None, None, [option.pair(0) for option in options]), strict=True):

@@ -103,10 +103,7 @@ class SearchCell(nn.Module):
         states = self.preprocess(before_last, last)
         for node in range(2, self.nodes + 2):
             for source in range(0 if node == 2 else node - 1, node):
-                begin(
-                    [cast(MixedOp, self.edges[f"{source}-{later}"]) for later in range(node, self.nodes + 2)],
-                    states[source],
-                )
+                begin((self.edges[f"{source}-{later}"] for later in range(node, self.nodes + 2)), states[source])
             states.append(summed([self.edges[f"{source}-{node}"] for source in range(node)], states))
         return torch.cat(states[2:], dim=1)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nasengine.source.constructors import torch_class
+
 
 @dataclass(frozen=True)
 class Ref:
@@ -63,7 +65,7 @@ class Body:
 
 def is_sequence(module: nn.Module) -> bool:
     """Whether a module runs its children one after the other, and does nothing else."""
-    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
+    return isinstance(module, nn.Sequential) and torch_class(module) is nn.Sequential
 
 
 def path_text(root: nn.Module, path: str) -> str:

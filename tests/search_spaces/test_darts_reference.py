@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from nasengine.bilevel import Evaluate, VirtualStep, first_order, second_order
 from nasengine.operations import DepthwiseConv
+from nasengine.separable import by_formula
 from nasengine.supernet import MixedOp, Supernet, decided
 from nasengine.task import Batch, Shapes
 from search_spaces._darts_network import DerivedCell, SearchCell
@@ -200,25 +201,51 @@ def textbook(self: MixedOp, x: Tensor) -> Tensor:
     return sum(terms[1:], start=terms[0])
 
 
-def test_float32_gradients_agree_with_the_textbook_on_the_same_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def gradients_in(dtype: torch.dtype, share: bool) -> list[Tensor]:
+    """Loss, all gradients of weights, and those of alphas in first order."""
+    golden = GOLDEN["search"]
+    search, (train, valid) = search_of(golden, dtype), data_of(golden, dtype)
+    search.supernet.share = share
+    loss = search.supernet.evaluate(train, search.mixture()).loss
+    weights = torch.autograd.grad(loss, list(search.weights.values()))
+    virtual = VirtualStep(RATE)
+    alphas = first_order(search.evaluate(train), search.evaluate(valid), search.named(), search.alphas, virtual)
+    return [loss.detach(), torch.cat([g.flatten() for g in weights]), *alphas.gradients]
+
+
+def apart(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[float]:
+    return [float((one - other).norm() / other.norm()) for one, other in zip(found, wanted, strict=True)]
+
+
+@pytest.fixture
+def of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> Callable[[torch.dtype], list[Tensor]]:
+    """The same by the published sums and modules."""
+
+    def gradients(dtype: torch.dtype) -> list[Tensor]:
+        with monkeypatch.context() as patch:
+            patch.setattr(MixedOp, "forward", textbook)
+            patch.setattr(DepthwiseConv, "forward", nn.Conv2d.forward)
+            return gradients_in(dtype, share=False)
+
+    return gradients
+
+
+def test_float32_gradients_agree_with_the_textbook_on_the_same_machine(
+    of_the_textbook: Callable[[torch.dtype], list[Tensor]],
+) -> None:
     """1e-4 needs the rounding of the published sum: one other bit before a kink already costs more."""
+    with by_formula():
+        assert max(apart(gradients_in(torch.float32, share=True), of_the_textbook(torch.float32))) < 1e-4
 
-    def gradients() -> list[Tensor]:
-        search, (train, valid) = search_of(golden, torch.float32), data_of(golden, torch.float32)
-        search.supernet.share = share
-        loss = search.supernet.evaluate(train, search.mixture()).loss
-        weights = torch.autograd.grad(loss, list(search.weights.values()))
-        virtual = VirtualStep(RATE)
-        alphas = first_order(search.evaluate(train), search.evaluate(valid), search.named(), search.alphas, virtual)
-        return [loss.detach(), torch.cat([g.flatten() for g in weights]), *alphas.gradients]
 
-    golden, share = GOLDEN["search"], True
-    fast = gradients()
-    share = False
-    monkeypatch.setattr(MixedOp, "forward", textbook)
-    monkeypatch.setattr(DepthwiseConv, "forward", nn.Conv2d.forward)
-    for ours, published in zip(fast, gradients(), strict=True):
-        assert float((ours - published).norm() / published.norm()) < 1e-4
+def test_compiled_loops_agree_but_for_a_few_kinks(of_the_textbook: Callable[[torch.dtype], list[Tensor]]) -> None:
+    """They round otherwise than the published sums, so that a few rectifiers and maxima fall on the other side.
+
+    So does the textbook in float32: weights times 1 +- 6e-8 move its gradients by as much, up to 2e-3.
+    """
+    exact, compiled = of_the_textbook(torch.float64), gradients_in(torch.float32, share=True)
+    assert not torch.equal(compiled[1], of_the_textbook(torch.float32)[1])  # two ways indeed
+    assert max(apart(compiled, exact)) < 5e-3
 
 
 def test_second_order_alpha_gradients_with_momentum_and_decay() -> None:
