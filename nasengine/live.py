@@ -62,6 +62,8 @@ def made(func: Any, output: object) -> list[Tensor]:
     if func is torch.ops.aten.native_batch_norm.default:  # evaluation makes no statistics, but the meta device does
         return [outputs[0]]
     returns = func._schema.returns
+    if not returns:  # in place, on lists
+        return []
     if len(returns) != len(outputs):  # one list of tensors
         returns = [returns[0]] * len(outputs)
     return [
