@@ -30,7 +30,8 @@ from nasengine.errors import DeviceMemoryError, NasengineError, SettingError
 _count: ContextVar[int] = ContextVar("nasengine_micro_batches", default=1)
 
 _EXHAUSTED: Final = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
-_MARGIN: Final = 0.9  # of the room that a guess fills
+_MARGIN: Final = 0.95  # of the room that a guess fills
+_AGAIN: Final = 1.25  # times as many, at least, after a trial that took too much
 _SMALL: Final = 16  # the part of a batch by which it is guessed
 
 
@@ -143,7 +144,7 @@ class Division:
         while (found := taken(self.examples, self.count)) > limit:
             if self.count >= self.most:
                 raise _too_little(limit, found, str(self))
-            self.count = min(self.most, 2 * self.count)
+            self.count = min(self.most, math.ceil(self.count * max(_AGAIN, found / limit)))
 
     def _guess(self, limit: int, taken: Callable[[int, int], int]) -> int:
         """From two small batches: bytes are taken to grow by the example."""
