@@ -195,6 +195,8 @@ def load_state_dict(state: object, saved: Mapping[str, Any]) -> None:
     """Puts what `state_dict` gave back into a state of the same shape."""
     for name, value in saved.items():
         current = getattr(state, name)
+        if isinstance(current, (nn.Module, torch.optim.Optimizer)):
+            current.zero_grad()  # a step that failed half-way may have left some
         if isinstance(current, torch.Generator):
             current.set_state(value.cpu())
         elif hasattr(current, "load_state_dict"):

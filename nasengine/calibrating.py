@@ -121,14 +121,10 @@ def training_seconds(plan: ComparePlan, workers: int | str) -> float:
         whole = TrainJob(plan.final, architecture, plan.task, plan.train)
         batch = min(_PROBE_BATCH, plan.train.batch_size)
         probe = TrainJob(plan.final, architecture, plan.task, replace(plan.train, batch_size=batch))
-        step = cost.step_cost(partial(probe.step, 0), _nothing, _PROBES).seconds * plan.train.batch_size / batch
+        step = cost.step_seconds(partial(probe.step, 0), _PROBES) * plan.train.batch_size / batch
         if step < _LONG:
-            step = cost.step_cost(partial(whole.step, 0), _nothing, _PROBES).seconds
+            step = cost.step_seconds(partial(whole.step, 0), _PROBES)
         return step * whole.steps_per_epoch * plan.train.epochs
-
-
-def _nothing() -> int:
-    return 0
 
 
 def _steps(job: SearchJob, count: int, check: Callable[[float, int, int, int], object] = lambda *_: None) -> float:

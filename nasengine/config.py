@@ -64,6 +64,12 @@ class SearchSettings:
         None, "most bytes of its weights and live activations for one input, such as 2MB", low=1, units=BYTES
     )
     latency: LatencySettings = group(LatencySettings, "on what max_latency is measured")
+    step_memory: int | None = setting(
+        None,
+        "most bytes that a step takes beyond weights and optimiser state, such as 500MB: batches are divided",
+        low=1,
+        units=BYTES,
+    )
     cost_weight: float = setting(
         1.0, "weight of expected parameters and multiply-adds above a limit in the loss of the alphas", low=0
     )

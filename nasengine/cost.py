@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,13 @@ from torch import Tensor, nn
 from nasengine.live import LiveBytes, weight_bytes
 from nasengine.task import Shapes
 from nasengine.work import OwnWork
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_CPU: Final = torch.device("cpu")
 
 
 def parameters(network: nn.Module) -> int:
@@ -61,67 +70,63 @@ def activation_bytes(network: nn.Module, inputs: Tensor) -> int:
 
 @dataclass(frozen=True)
 class StepCost:
-    """A training step: seconds, and bytes of weights, gradients, optimiser state and activations kept for backward."""
+    """A training step: seconds, and bytes at its peak: weights, optimiser state, gradients and activations."""
 
     seconds: float
     memory: int
 
 
-def step_cost(step: Callable[[], object], held: Callable[[], int], repeats: int) -> StepCost:
-    """Runs a step once to warm up and `repeats` times under the clock.
+def step_cost(
+    step: Callable[[], object], held: Callable[[], int], repeats: int, device: torch.device = _CPU
+) -> StepCost:
+    """Runs a step once to warm up, `repeats` times under the clock, and once to count.
 
     Args:
         step: one training step.
         held: bytes that stay allocated between steps.
         repeats: timed steps; their mean counts.
+        device: where it runs.
     """
-    kept = _SavedBytes()
-    with torch.autograd.graph.saved_tensors_hooks(kept.save, kept.load):
-        step()
+    seconds = step_seconds(step, repeats)
+    return StepCost(seconds, held() + step_bytes(step, device))
+
+
+def step_seconds(step: Callable[[], object], repeats: int) -> float:
+    """Seconds of a step: the mean of so many, after one to warm up."""
+    step()
     start = time.perf_counter()
     for _ in range(repeats):
         step()
-    return StepCost((time.perf_counter() - start) / repeats, held() + kept.most)
+    return (time.perf_counter() - start) / repeats
+
+
+def step_bytes(step: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a step allocates at its peak, beyond what was held before it: activations, gradients, results.
+
+    On CUDA as its allocator counts them, elsewhere those of tensors (`LiveBytes`): a process on the CPU grows by more,
+    since kernels take scratch memory and what is freed stays with the allocator.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return torch.cuda.max_memory_allocated(device) - before
+    live = LiveBytes()
+    with live:
+        step()
+    return live.most
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most bytes held so far: on CUDA by tensors, on the CPU by the process, None where nobody counts them."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or resource is None:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def bytes_of(tensors: list[Tensor]) -> int:
     """Bytes of the distinct storages behind some tensors."""
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())
-
-
-class _SavedBytes:
-    """Largest number of bytes that autograd holds at one time."""
-
-    def __init__(self) -> None:
-        self.held: dict[int, tuple[int, int]] = {}
-        self.now = self.most = 0
-
-    def save(self, tensor: Tensor) -> _Kept:
-        storage = tensor.untyped_storage()
-        size, users = self.held.get(storage.data_ptr(), (storage.nbytes(), 0))
-        self.held[storage.data_ptr()] = (size, users + 1)
-        self.now += size if users == 0 else 0
-        self.most = max(self.most, self.now)
-        return _Kept(tensor, self)
-
-    def load(self, kept: _Kept) -> Tensor:
-        return kept.tensor
-
-    def release(self, pointer: int) -> None:
-        size, users = self.held.get(pointer, (0, 0))
-        if users <= 1:
-            self.held.pop(pointer, None)
-            self.now -= size
-        else:
-            self.held[pointer] = (size, users - 1)
-
-
-class _Kept:
-    """One saved tensor; tells its counter when autograd lets it go."""
-
-    def __init__(self, tensor: Tensor, counter: _SavedBytes) -> None:
-        self.tensor, self.counter, self.pointer = tensor, counter, tensor.untyped_storage().data_ptr()
-
-    def __del__(self) -> None:
-        self.counter.release(self.pointer)

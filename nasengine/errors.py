@@ -11,6 +11,7 @@
     ├── RunError           (RuntimeError)     a run directory or checkpoint that cannot be used
     ├── ExportError        (RuntimeError)     a network that a format cannot hold, or a file that differs
     ├── DeviceError        (RuntimeError)     a device that is not there
+    │   └── DeviceMemoryError                 work that its memory cannot hold
     ├── ParallelError      (RuntimeError)     processes that train together and do not meet, differ, or lose one
     ├── MissingExtraError  (ImportError)      an optional dependency that is not installed
     ├── DivergedError      (ArithmeticError)  a loss or weight that is no longer a finite number
@@ -89,6 +90,10 @@ class ExportError(NasengineError, RuntimeError):
 
 class DeviceError(NasengineError, RuntimeError):
     """A device that this machine does not have."""
+
+
+class DeviceMemoryError(DeviceError):
+    """Work that the memory of the device cannot hold; the last good state is on disk."""
 
 
 class ParallelError(NasengineError, RuntimeError):

@@ -22,6 +22,7 @@ from nasengine.config import CollectSettings, resolve_device
 from nasengine.errors import SettingError
 from nasengine.evaluation import evaluating, score
 from nasengine.loop import not_finite, seed_all, seeded
+from nasengine.microbatches import Division
 from nasengine.run_directory import Row, Run
 from nasengine.searching import TRAIN, SearchJob
 from nasengine.seeding import generator
@@ -129,6 +130,7 @@ class Labelling:
         self.space, self.task, self.architectures, self.passes = space, task, architectures, passes
         self.numbers = list(architectures)
         self.rows: list[LabelRow] = []
+        self.division = Division()  # labels do not depend on the memory of who makes them
         self.publish: Callable[[str], object] = lambda text: None
 
     def row(self, number: int, value: float, epochs: int, seconds: float, parameters: int) -> LabelRow:

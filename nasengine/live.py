@@ -29,6 +29,10 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _should_skip_dynamo(cls) -> bool:
         return False  # else the first operation imports torch's compiler, for a second or two
 
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        return True  # it changes nothing: what asks for other modes may do as it does without one
+
     def hold(self, tensor: Tensor) -> None:
         """Counts the storage of a tensor, once."""
         storage = tensor.untyped_storage()
@@ -62,6 +66,8 @@ def made(func: Any, output: object) -> list[Tensor]:
     if func is torch.ops.aten.native_batch_norm.default:  # evaluation makes no statistics, but the meta device does
         return [outputs[0]]
     returns = func._schema.returns
+    if not returns:  # in place, on lists
+        return []
     if len(returns) != len(outputs):  # one list of tensors
         returns = [returns[0]] * len(outputs)
     return [

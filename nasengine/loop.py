@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import math
 import random
 import signal
@@ -17,8 +19,11 @@ import torch
 from torch import Tensor
 
 from nasengine.allocator import keep_pages
-from nasengine.errors import DivergedError, InterruptedRun, RunError
-from nasengine.run_directory import Row, Run, saving
+from nasengine.cost import peak_memory
+from nasengine.curves import Curves
+from nasengine.errors import DeviceMemoryError, DivergedError, InterruptedRun, RunError
+from nasengine.microbatches import Division, exhausted, is_out_of_memory
+from nasengine.run_directory import Row, Run
 from nasengine.seeding import generator
 from nasengine.shared_run import agreed, ranks_of
 from nasengine.wording import counted
@@ -30,6 +35,7 @@ class Job(Protocol):
     epochs: int
     steps_per_epoch: int
     device: torch.device
+    division: Division
 
     def step(self, step: int) -> Mapping[str, Tensor]:
         """One step; 0-dim tensors whose means over the epoch are worth knowing, the first of them a loss."""
@@ -70,6 +76,9 @@ class Loop:
     After every epoch and every `checkpoint_seconds` the whole state is saved: of the job, of the means and history, and
     all random states. SIGINT and SIGTERM save after the current step, or leave the end of the job undone, and
     raise InterruptedRun. Of processes that share a run all stop after the same step, whichever was asked.
+
+    Where the memory of the device is exhausted by a step, the run goes back to what was saved last, and on with batches
+    that are divided further; DeviceMemoryError where that is not possible.
     """
 
     def __init__(self, run: Run, job: Job, observer: Observer, checkpoint_seconds: float) -> None:
@@ -77,20 +86,33 @@ class Loop:
         self.step, self.saved_step, self.seconds, self.step_seconds = 0, 0, 0.0, 0.0
         self.sums: dict[str, Tensor] = {}
         self.history: list[dict[str, float | int | str]] = []
+        self._start = b""
         self._unbounded = not_finite(job.state_dict())  # such as masks of -inf
 
     def __call__(self) -> dict[str, Any]:
         """Runs to the end and gives the result, which is also in run.json."""
         keep_pages()
+        try:
+            return self._whole()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.run.update({"status": "interrupted"})
+            raise exhausted("an evaluation") from None
+
+    def _whole(self) -> dict[str, Any]:
         self._restore()
         job, spe = self.job, self.job.steps_per_epoch
+        job.division.count = self.run.record.get("micro_batches", job.division.count)
         self.observer.started(self.run, job, self.step)
         self.run.update({"status": "running", "device": describe_device(job.device, ranks_of(self.run).world)})
+        self._divided()
         self._since = self._saved = time.perf_counter()
         with signals() as stop:
-            with _Curves(self.run, self.step) as curves:
+            with Curves(self.run, self.step) as curves:
                 while self.step < job.epochs * spe:
-                    self._one_step()
+                    if not self._one_step():
+                        continue
                     if self.step % spe == 0:
                         self._check_state()
                         self._end_epoch(curves)
@@ -134,9 +156,18 @@ class Loop:
         steps = self.job.epochs * self.job.steps_per_epoch
         return InterruptedRun(f"Stopped by {stop} after step {self.step} of {steps}, all is saved.")
 
-    def _one_step(self) -> None:
+    def _one_step(self) -> bool:
+        """Whether the memory was enough for a step."""
         start = time.perf_counter()
-        metrics = self.job.step(self.step)
+        try:
+            metrics = self.job.step(self.step)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            metrics = {}
+        if not metrics:  # outside of the handler, whose error holds the tensors of the step
+            self._go_back()
+            return False
         for name, value in metrics.items():
             self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.step += 1
@@ -147,8 +178,9 @@ class Loop:
         took = time.perf_counter() - start
         self.step_seconds += took
         self.observer.stepped(self.step, self._means(), took)
+        return True
 
-    def _end_epoch(self, curves: _Curves) -> None:
+    def _end_epoch(self, curves: Curves) -> None:
         epoch = self.step // self.job.steps_per_epoch
         row: dict[str, float | int | str] = {"epoch": epoch, **self._means(), **self.job.end_epoch(epoch)}
         self._clock()
@@ -167,28 +199,60 @@ class Loop:
         if not not_finite(self.job.state_dict()) <= self._unbounded:
             self._diverged("a weight became NaN or infinite")
 
+    def _go_back(self) -> None:
+        """To what was saved last, with batches that are divided further: a step that failed half-way left neither."""
+        failed = self.step
+        try:
+            self.job.division.double()
+        except DeviceMemoryError:
+            self.run.update({"status": "interrupted"})
+            raise
+        gc.collect()
+        if self.job.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._restore()
+        self.observer.note(f"the memory was not enough for step {failed + 1}: back to step {self.step}")
+        self._divided()
+
+    def _divided(self) -> None:
+        """Tells how batches are divided, and records it: a run that goes on has the same bits."""
+        division = self.job.division
+        if division.most > 1:
+            self.run.update({"micro_batches": division.count})
+        if division.count > 1:
+            self.observer.note(division.note())
+
     def _save(self) -> None:
         self._check_state()
         self._clock()
-        self.run.save_checkpoint(
-            {
-                "job": self.job.state_dict(),
-                "step": self.step,
-                "seconds": self.seconds,
-                "step_seconds": self.step_seconds,
-                "sums": self.sums,
-                "history": self.history,
-                "random": random_state(),
-            }
-        )
-        self.saved_step = self.step
-        self.run.update({"seconds": round(self.seconds, 1), "step": self.step})
+        self.run.save_checkpoint(self._state())
+        self.saved_step, self._start = self.step, b""
+        peak = peak_memory(self.job.device)
+        memory = {} if peak is None else {"peak_memory": max(peak, self.run.record.get("peak_memory", 0))}
+        self.run.update({"seconds": round(self.seconds, 1), "step": self.step, **memory})
         self._saved = time.perf_counter()
         self.observer.saved(self.step)
 
+    def _state(self) -> dict[str, Any]:
+        return {
+            "job": self.job.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "step_seconds": self.step_seconds,
+            "sums": self.sums,
+            "history": self.history,
+            "random": random_state(),
+        }
+
     def _restore(self) -> None:
+        """What was saved last; before the first checkpoint the start, which is kept in memory until then."""
         saved = self.run.load_checkpoint(self.job.device)
+        if saved is None and self._start:
+            saved = torch.load(io.BytesIO(self._start), map_location=self.job.device, weights_only=True)
         if saved is None:
+            if self.job.division.most > 1:
+                torch.save(self._state(), start := io.BytesIO())
+                self._start = start.getvalue()
             return
         try:
             self.job.load_state_dict(saved["job"])
@@ -328,34 +392,3 @@ def signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Curves:
-    """TensorBoard events of the rows, when TensorBoard is installed."""
-
-    def __init__(self, run: Run, step: int) -> None:
-        self._path, self._writer = run.path, None
-        if not ranks_of(run).first:
-            return
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            return
-        make: Any = SummaryWriter  # typed in some versions only
-        self._writer = make(str(run.path), purge_step=step)
-
-    def __enter__(self) -> _Curves:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-
-    def add(self, step: int, row: Row) -> None:
-        if self._writer is None:
-            return
-        with saving(self._path / "events.out.tfevents"):
-            for name, value in row.items():
-                if not isinstance(value, str) and name != "epoch":
-                    self._writer.add_scalar(name, value, step)
-            self._writer.flush()

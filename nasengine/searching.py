@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from nasengine.config import (
 )
 from nasengine.descent import refuse_early
 from nasengine.drawing import changes, draw
-from nasengine.errors import LimitError, RunError
+from nasengine.errors import LimitError, ParallelError, RunError
 from nasengine.evolution import Budget
 from nasengine.footprint import Footprint
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
+from nasengine.microbatches import Division, micro_batches
 from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
 from nasengine.proposals import Candidate
-from nasengine.run_directory import CHECKPOINT, Row, Run, read_tensors
+from nasengine.run_directory import CHECKPOINT, Row, Run, read_record, read_tensors
 from nasengine.search_plan import plan_search
 from nasengine.seeding import generator
 from nasengine.sharding import sharded
@@ -42,13 +44,14 @@ from nasengine.shared_run import SharedRun
 from nasengine.space import Space
 from nasengine.supernet import Mixture, Supernet
 from nasengine.tables import csv_text
-from nasengine.task import Task
+from nasengine.task import Batch, Task
 from nasengine.trial import check_network
 
 INHERITED = "inherited.safetensors"
 WEIGHTS_OF_EPOCHS = "alphas.csv"
 TRAIN, VALID, WEIGHTS, ALPHAS, RECALIBRATION, DERIVE = range(6)  # streams of random numbers
 NOISE = 13  # also of random numbers, beside those of the other verbs
+_TRIAL_STEPS = 2  # a schedule has two phases in so many
 
 
 @dataclass(frozen=True)
@@ -103,19 +106,42 @@ class SearchJob:
         if self.costs is not None:
             self.costs.check()
             self.costs.nearest(self.limits)  # a limit that nothing keeps is answered before anything is computed
-        with seeded(settings.seed, WEIGHTS):
-            supernet = on_device(space.supernet(task.shapes, task.loss), self.device)
-            if self.limits.parameters or self.limits.multiply_adds:
-                supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
-            alphas = generator(settings.seed, ALPHAS)
-            self.state = algorithm.init(supernet, alphas, self.epochs * self.steps_per_epoch)
+        if ranks.world > 1 and settings.step_memory is not None:
+            raise ParallelError(
+                f"search.step_memory must be of one process, but there are {ranks.world}, which divide batches "
+                "already; leave it out, or start without torchrun."
+            )
+        self.state = self._begun(self.epochs * self.steps_per_epoch)
+        alone = ranks.world == 1
+        self.division = Division.of(algorithm.supernet(self.state), settings.batch_size) if alone else Division()
         self.architecture: Architecture | None = None
         self.weights: list[dict[str, float]] = []
         self.publish: Callable[[Sequence[Row]], object] = lambda rows: None
 
+    def _begun(self, steps: int) -> Any:
+        """The state before the first of so many steps, the same at every call."""
+        with seeded(self.settings.seed, WEIGHTS):
+            supernet = on_device(self.space.supernet(self.task.shapes, self.task.loss), self.device)
+            if self.limits.parameters or self.limits.multiply_adds:
+                supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
+            return self.algorithm.init(supernet, generator(self.settings.seed, ALPHAS), steps)
+
+    def fit_memory(self) -> None:
+        """Divides batches so that a step keeps `step_memory`, by trials. Raises SettingError."""
+        if self.settings.step_memory is not None:
+            self.division.fit(self.settings.step_memory, self.step_bytes)
+
+    def step_bytes(self, examples: int, count: int) -> int:
+        """Bytes that a step on so many examples, in so many micro-batches, takes beyond what is held between steps."""
+        state = self._begun(_TRIAL_STEPS)
+        train, valid = (Batch(*(part[:examples] for part in batches[0])) for batches in (self.train, self.valid))
+        with seeded(self.settings.seed, NOISE), micro_batches(count):
+            step = partial(self.algorithm.step, state, train, valid)
+            return max(cost.step_bytes(step, self.device) for _ in range(_TRIAL_STEPS))
+
     def step(self, step: int) -> dict[str, Tensor]:
         train, valid = self.train[step], self.valid[step]
-        with self._sharded(step):
+        with self._sharded(step), micro_batches(self.division.count):
             info = self.algorithm.step(self.state, train, valid)
         measure = self.task.measure
         row = {
@@ -328,6 +354,8 @@ def search(
         plan = plan_search(space=space, algorithm=algorithm, task=task, settings=settings, config=config)
         job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, observer, ranks, plan.final)
         path = Path(out) if out is not None else plan.default_out
+        if plan.settings.step_memory is not None and not (resume and "micro_batches" in read_record(path)):
+            job.fit_memory()
         facts = {"task": plan.task.name, "fingerprint": plan.task.fingerprint}
     with _opened(ranks, resume, path, plan.config, facts) as run, seeded(plan.settings.seed, TRAIN):
         job.publish = lambda rows: run.write_text(WEIGHTS_OF_EPOCHS, csv_text(rows))

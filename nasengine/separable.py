@@ -38,7 +38,7 @@ def is_fast(x: Tensor) -> bool:
     """Whether the compiled loops can have a batch of images (B, C, H, W)."""
     if _formula.get() or is_sharded() or torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
-    if not _ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode():
+    if not _ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode(False):
         return False
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
         return False

@@ -21,6 +21,7 @@ from torch.func import functional_call
 
 from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
+from nasengine.microbatches import outputs_of
 from nasengine.separable import by_formula
 from nasengine.sharding import is_sharded, over_shards, to_shards
 from nasengine.task import Batch
@@ -343,16 +344,14 @@ class Supernet(nn.Module):
             own, mixture = _to_shards(dict(self.named_parameters()), mixture)
             outputs = functional_call(self, dict(own), (batch.inputs, mixture))
         else:
-            outputs = self(batch.inputs, mixture)
+            outputs = outputs_of(self, batch.inputs, (mixture,))
         return Evaluation(over_shards(self.loss(outputs, batch.targets)), outputs.detach())
 
     def forward_at(self, inputs: Tensor, mixture: Mixture, weights: Weights) -> Tensor:
         """Outputs of a virtual pass: at `weights`, and without a trace in the supernet."""
         if is_sharded():
             weights, mixture = _to_shards(weights, mixture)
-        # in evaluation no statistics change
-        scratch = {name: buffer.clone() for name, buffer in self.named_buffers()} if self.training else {}
-        outputs: Tensor = functional_call(self, {**weights, **scratch}, (inputs, mixture))
+        outputs: Tensor = outputs_of(self, inputs, (mixture,), weights)
         return outputs
 
     def hard(self, architecture: Architecture) -> dict[str, int]:

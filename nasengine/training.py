@@ -29,6 +29,7 @@ from nasengine.errors import RunError
 from nasengine.evaluation import evaluating, score
 from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
+from nasengine.microbatches import Division, micro_batches, outputs_of
 from nasengine.operations import DropPath
 from nasengine.run_directory import CHECKPOINT, Run
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
@@ -97,11 +98,13 @@ class TrainJob:
             network.load_state_dict(inherited)
         self.network = on_device(network, self.device)
         self.optimizer = _optimizer(self.network, settings)
+        self.division = Division.of(network, settings.batch_size)
 
     def step(self, step: int) -> dict[str, Tensor]:
         inputs, targets = self.batches[step]
         set_drop_path(self.network, self.settings.drop_path * (step // self.steps_per_epoch) / self.epochs)
-        outputs = self.network(inputs)
+        with micro_batches(self.division.count):
+            outputs = outputs_of(self.network, inputs)
         logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
         loss = self._loss(logits, targets)
         total = loss if auxiliary is None else loss + self.settings.auxiliary_weight * self._loss(auxiliary, targets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from functools import partial
 from pathlib import Path
@@ -53,14 +54,15 @@ def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
     """The search, and the seconds of its steps."""
     job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, final=plan.final)
     steps = job.epochs * job.steps_per_epoch
+    job.fit_memory()
     supernet = plan.algorithm.supernet(job.state)
     # a schedule that fits the steps of the probe, so that all its phases are timed
-    job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 1 + _PROBES)
-    step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES)
+    job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 2 + _PROBES)
+    step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES, job.device)
     length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}"
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {counted(len(supernet.choices), 'choice')}")
-    seconds = _print_step(step, steps, plan.settings.batch_size)
+    seconds = _print_step(step, steps, str(job.division), _growing(job))
     if job.costs is not None:
         found = in_words(job.limits, job.costs.full(job.costs.nearest(job.limits), job.limits))
         typer.echo(f"  limits: {in_words(job.limits)}; the nearest network found has {found}")
@@ -116,14 +118,14 @@ def _print_labels(job: CollectJob | InheritJob, settings: CollectSettings, inher
     steps, seconds, memory = job.epochs * job.steps_per_epoch, 0.0, 0
     trainings = [job.begin(number, 0) for number in range(min(_ARCHITECTURES, job.epochs))]
     for training in trainings:
-        measured = cost.step_cost(partial(training.step, 0), partial(_held_by, training), _PROBES)
+        measured = cost.step_cost(partial(training.step, 0), partial(_held_by, training), _PROBES, job.device)
         seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
     sizes = [cost.parameters(training.network) for training in trainings]
     often = f"{settings.repeats} times " if settings.repeats > 1 else ""
     length = f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each"
     typer.echo(f"labels: {counted(job.epochs, 'architecture')} of {job.space.name} on {job.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
-    return _print_step(cost.StepCost(seconds, memory), steps, settings.batch_size)
+    return _print_step(cost.StepCost(seconds, memory), steps, f"a step of {settings.batch_size}")
 
 
 def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
@@ -151,24 +153,36 @@ def _print_training(title: str, space: Space, architecture: Architecture, task: 
     whole = TrainJob(space, architecture, task, settings)
     batch = min(_PROBE_BATCH, settings.batch_size)
     probe = TrainJob(space, architecture, task, dataclasses.replace(settings, batch_size=batch))
-    measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()), _PROBES)
+    measured = cost.step_cost(lambda: probe.step(0), lambda: _held(probe.state_dict()), _PROBES, probe.device)
     scale = settings.batch_size / batch
     held, weights = _held(probe.state_dict()), _held(probe.network.state_dict())
-    growing = max(0, measured.memory - held - weights)  # what backward keeps, less the weights
+    growing = max(0, measured.memory - held - weights)  # gradients are as many bytes as the weights
     step = cost.StepCost(measured.seconds * scale, held + weights + round(growing * scale))
     if step.seconds < _LONG:  # a large network is timed by a small batch, others as they train
-        step = dataclasses.replace(step, seconds=cost.step_cost(lambda: whole.step(0), lambda: 0, _PROBES).seconds)
+        step = dataclasses.replace(step, seconds=cost.step_seconds(lambda: whole.step(0), _PROBES))
     flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
     typer.echo(title)
     typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")
-    return _print_step(step, settings.epochs * whole.steps_per_epoch, settings.batch_size)
+    return _print_step(step, settings.epochs * whole.steps_per_epoch, str(whole.division), round(growing * scale))
 
 
-def _print_step(step: cost.StepCost, steps: int, batch_size: int) -> float:
+def _growing(job: SearchJob) -> int:
+    """How many bytes of a step are there for its examples, of which as many count as are evaluated at a time."""
+    examples = math.ceil(job.division.examples / job.division.count)
+    half = examples // 2
+    if half < 2:  # batch norms may need 2
+        return 0
+    return max(0, job.step_bytes(examples, 1) - job.step_bytes(examples - half, 1)) * examples // half
+
+
+def _print_step(step: cost.StepCost, steps: int, what: str, growing: int = 0) -> float:
     """What steps take; the seconds of all."""
     hours = step.seconds * steps / 3600
     took = f"{hours:,.1f} hours" if hours >= 1 else f"{60 * hours:,.1f} minutes"
-    typer.echo(f"  a step of {batch_size}: about {step.seconds:.2f} s and {step.memory / 2**20:,.0f} MiB")
+    share = (
+        f", of which {growing / 2**20:,.0f} grow with the {'micro-' if 'micro' in what else ''}batch" if growing else ""
+    )
+    typer.echo(f"  {what}: about {step.seconds:.2f} s and {step.memory / 2**20:,.0f} MiB{share}")
     typer.echo(f"  {counted(steps, 'step')}: about {took}, without evaluation")
     return step.seconds * steps
 

@@ -72,6 +72,14 @@ MaxMemory = Annotated[
         show_default=False,
     ),
 ]
+StepMemory = Annotated[
+    str | None,
+    typer.Option(
+        help="Most bytes of a step of the search beyond its weights, such as 500MB: batches are divided.",
+        metavar="SIZE",
+        show_default=False,
+    ),
+]
 Workers = Annotated[
     str,
     typer.Option(

@@ -23,6 +23,7 @@ from nasengine._cli.options import (
     Resume,
     Seed,
     Set,
+    StepMemory,
     TrainPortion,
     assignments,
 )
@@ -46,6 +47,7 @@ def search(
     max_flops: MaxFlops = None,
     max_latency: MaxLatency = None,
     max_memory: MaxMemory = None,
+    step_memory: StepMemory = None,
     seed: Seed = None,
     device: Device = None,
     set_: Set = None,
@@ -80,6 +82,7 @@ def search(
         "search.max_flops": max_flops,
         "search.max_latency": max_latency,
         "search.max_memory": max_memory,
+        "search.step_memory": step_memory,
     }
     settings = assignments(set_, flags)
     ranks = start()

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from nasengine.cost import StepCost, bytes_of, multiply_adds, parameters, step_cost
+from nasengine.cost import StepCost, bytes_of, multiply_adds, parameters, peak_memory, step_bytes, step_cost
 from nasengine.task import Shapes
 from search_spaces.darts import DARTS
 
+CPU = torch.device("cpu")
 DARTS_V2 = (
     "Genotype(normal=[('sep_conv_3x3', 0), ('sep_conv_3x3', 1), ('sep_conv_3x3', 0), ('sep_conv_3x3', 1), "
     "('sep_conv_3x3', 1), ('skip_connect', 0), ('skip_connect', 0), ('dil_conv_3x3', 2)], normal_concat=[2, 3, 4, 5], "
@@ -80,12 +81,11 @@ def test_memory_of_a_step_counted_by_hand() -> None:
 
     def step() -> None:
         steps.append(1)
-        hidden = inputs @ weight  # keeps inputs, 4000 bytes, and weight, 400
-        (hidden.sigmoid()).sum().backward()  # keeps its result, 4000
+        hidden = inputs @ weight  # 4000 bytes
+        (hidden.sigmoid()).sum().backward()  # 4000, the sum, its gradient, and that of the 4000
 
     found = step_cost(step, held=lambda: 1000, repeats=3)
-    # The weight is not needed: the inputs want no gradient.
-    assert found.memory == 1000 + 4000 + 4000 and found.seconds > 0 and len(steps) == 4
+    assert found.memory == 1000 + 3 * 4000 + 2 * 4 and found.seconds > 0 and len(steps) == 5
     assert isinstance(found, StepCost)
 
 
@@ -96,7 +96,18 @@ def test_activations_are_let_go() -> None:
         for _ in range(5):
             weight.sigmoid().sum().backward()
 
-    assert step_cost(step, held=lambda: 0, repeats=1).memory == 4000
+    kept, gradient = 4000 + 4, 4000 + 4  # of the sigmoid with its sum, and of what goes back
+    assert step_bytes(step, CPU) == kept + gradient + 4000  # the first gradient becomes that of the weight
+    weight.grad = None
+    assert step_cost(step, held=lambda: 7, repeats=1).memory == 7 + kept + gradient
+
+
+def test_the_peak_of_a_process_never_falls() -> None:
+    before = peak_memory(CPU)
+    held = torch.ones(2**22)
+    after = peak_memory(CPU)
+    assert before is not None and after is not None and after >= max(before, held.nbytes)
+    assert peak_memory(torch.device("mps")) is None
 
 
 def test_bytes_of_distinct_storages() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from nasengine.cost import activation_bytes, memory
 from nasengine.live import LiveBytes, weight_bytes
 from nasengine.seeding import generator
+from nasengine.separable import by_formula, separable
 from nasengine.task import Shapes
 from nasengine.testing import SizedSpace
 from search_spaces.darts import DARTS
@@ -85,3 +88,14 @@ def test_memory_is_what_cuda_allocates() -> None:
         network(inputs)
     grown = torch.cuda.max_memory_allocated() - before
     assert activation_bytes(network, inputs) - 4 * 64 * 1024 == pytest.approx(grown, rel=0.1)
+
+
+def test_compiled_loops_are_counted_as_they_run() -> None:
+    x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    weights = torch.randn(8, 1, 3, 3, requires_grad=True), torch.randn(8, 8, 1, 1, requires_grad=True)
+    found = []
+    for block in (nullcontext, by_formula):
+        with block(), LiveBytes() as live:
+            separable(x, None, None, *weights).output.sum()
+        found.append(live.most)
+    assert found[0] < found[1]

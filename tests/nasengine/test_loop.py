@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nasengine.errors import DivergedError, InterruptedRun, RunError
 from nasengine.loop import Loop, Observer, seeded
+from nasengine.microbatches import Division
 from nasengine.run_directory import Row, Run
 from tests.nasengine.runs import contents, history, record, same, state
 
@@ -34,6 +35,7 @@ class Toy:
         self.finished = 0
         self.at: dict[int, Callable[[Toy], None]] = {}
         self.loss: Callable[[int], float] = float
+        self.division = Division()
 
     def step(self, step: int) -> Mapping[str, Tensor]:
         self.weight += torch.rand(2) + random.random() + float(np.random.rand())

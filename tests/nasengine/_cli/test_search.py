@@ -104,11 +104,11 @@ def test_dry_run_tells_the_cost_and_writes_nothing(cli: Run, small: str) -> None
     assert re.fullmatch(
         r"search: darts by rarts on npz-small, 2 epochs of 2 steps\n"
         r"  supernet: [\d,]+ parameters, 4 choices\n"
-        r"  a step of 8: about \d+\.\d\d s and [\d,]+ MiB\n"
+        r"  a step of 8: about \d+\.\d\d s and [\d,]+ MiB, of which [\d,]+ grow with the batch\n"
         r"  4 steps: about [\d,]+\.\d minutes, without evaluation\n"
         r"final training of a random architecture, at the defaults of 'nasengine train':\n"
         r"  network: [\d,]+ parameters, [\d,]+ multiply-adds\n"
-        r"  a step of 32: about \d+\.\d\d s and [\d,]+ MiB\n"
+        r"  a step of 32: about \d+\.\d\d s and [\d,]+ MiB, of which [\d,]+ grow with the batch\n"
         r"  600 steps: about [\d,]+\.\d (minutes|hours), without evaluation\n",
         out,
     )

@@ -65,7 +65,7 @@ def test_dry_run_tells_the_cost_and_writes_nothing(cli: Run, small: str, ended: 
         assert re.fullmatch(
             r"training: darts on npz-small\n"
             r"  network: [\d,]+ parameters, [\d,]+ multiply-adds\n"
-            r"  a step of 16: about \d+\.\d\d s and [\d,]+ MiB\n"
+            r"  a step of 16: about \d+\.\d\d s and [\d,]+ MiB, of which [\d,]+ grow with the batch\n"
             r"  4 steps: about 0\.0 minutes, without evaluation\n",
             out,
         )
