@@ -21,7 +21,7 @@ from torch import Tensor
 from nasengine.cost import peak_memory
 from nasengine.curves import Curves
 from nasengine.errors import DeviceMemoryError, DivergedError, InterruptedRun, RunError
-from nasengine.microbatches import Division, exhausted, is_out_of_memory
+from nasengine.microbatches import Division, is_out_of_memory, within_memory
 from nasengine.run_directory import Row, Run
 from nasengine.seeding import generator
 from nasengine.shared_run import agreed, ranks_of
@@ -92,16 +92,15 @@ class Loop:
         """Runs to the end and gives the result, which is also in run.json."""
         try:
             return self._whole()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except DeviceMemoryError:
             self.run.update({"status": "interrupted"})
-            raise exhausted("an evaluation") from None
+            raise
 
     def _whole(self) -> dict[str, Any]:
         self._restore()
         job, spe = self.job, self.job.steps_per_epoch
-        job.division.count = self.run.record.get("micro_batches", job.division.count)
+        division = job.division  # processes that share a run divide nothing more
+        division.count = min(division.most, self.run.record.get("micro_batches", division.count))
         self.observer.started(self.run, job, self.step)
         self.run.update({"status": "running", "device": describe_device(job.device, ranks_of(self.run).world)})
         self._divided()
@@ -138,7 +137,8 @@ class Loop:
         try:
             if stop.name:
                 raise KeyboardInterrupt  # it came after the last step was checked
-            return dict(self.job.finish(self.run))
+            with within_memory("an evaluation"):
+                return dict(self.job.finish(self.run))
         except KeyboardInterrupt:
             if not stop.name:
                 raise
@@ -180,7 +180,8 @@ class Loop:
 
     def _end_epoch(self, curves: Curves) -> None:
         epoch = self.step // self.job.steps_per_epoch
-        row: dict[str, float | int | str] = {"epoch": epoch, **self._means(), **self.job.end_epoch(epoch)}
+        with within_memory("an evaluation"):
+            row: dict[str, float | int | str] = {"epoch": epoch, **self._means(), **self.job.end_epoch(epoch)}
         self._clock()
         row |= {"seconds": round(self.seconds, 3), "seconds_in_steps": round(self.step_seconds, 3)}
         self.history.append(row)
@@ -200,11 +201,7 @@ class Loop:
     def _go_back(self) -> None:
         """To what was saved last, with batches that are divided further: a step that failed half-way left neither."""
         failed = self.step
-        try:
-            self.job.division.double()
-        except DeviceMemoryError:
-            self.run.update({"status": "interrupted"})
-            raise
+        self.job.division.double()
         gc.collect()
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()

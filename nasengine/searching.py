@@ -33,7 +33,7 @@ from nasengine.evolution import Budget
 from nasengine.footprint import Footprint
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
-from nasengine.microbatches import Division, micro_batches
+from nasengine.microbatches import Division, micro_batches, within_memory
 from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
 from nasengine.proposals import Candidate
 from nasengine.run_directory import CHECKPOINT, Row, Run, read_record, read_tensors
@@ -129,7 +129,8 @@ class SearchJob:
     def fit_memory(self) -> None:
         """Divides batches so that a step keeps `step_memory`, by trials. Raises SettingError."""
         if self.settings.step_memory is not None:
-            self.division.fit(self.settings.step_memory, self.step_bytes)
+            with within_memory("a trial of search.step_memory"):
+                self.division.fit(self.settings.step_memory, self.step_bytes)
 
     def step_bytes(self, examples: int, count: int) -> int:
         """Bytes that a step on so many examples, in so many micro-batches, takes beyond what is held between steps."""
