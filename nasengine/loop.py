@@ -156,14 +156,13 @@ class Loop:
 
     def _one_step(self) -> bool:
         """Whether the memory was enough for a step."""
-        start = time.perf_counter()
+        start, metrics = time.perf_counter(), None
         try:
             metrics = self.job.step(self.step)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            metrics = {}
-        if not metrics:  # outside of the handler, whose error holds the tensors of the step
+        if metrics is None:  # outside of the handler, whose error holds the tensors of the step
             self._go_back()
             return False
         for name, value in metrics.items():

@@ -93,10 +93,10 @@ def test_ends_where_batches_cannot_be_divided_further_and_can_go_on(tmp_path: Pa
 def test_what_is_recorded_holds_for_jobs_that_can_divide(tmp_path: Path) -> None:
     run(tmp_path / "whole", Toy(), Notes())
     with pytest.raises(DeviceMemoryError):
-        run(tmp_path, Hungry(1, 7), Notes())
+        run(tmp_path / "run", Hungry(1, 7), Notes())
     toy = Hungry(0, 1, most=1)
-    run(tmp_path, toy, Notes())
-    assert toy.division.count == 1 and same(state(tmp_path), state(tmp_path / "whole"))
+    run(tmp_path / "run", toy, Notes())
+    assert toy.division.count == 1 and same(state(tmp_path / "run"), state(tmp_path / "whole"))
 
 
 def test_ends_at_once_where_a_job_divides_nothing(tmp_path: Path) -> None:
