@@ -22,7 +22,7 @@ from nasengine.allocator import keep_pages
 from nasengine.cost import peak_memory
 from nasengine.curves import Curves
 from nasengine.errors import DeviceMemoryError, DivergedError, InterruptedRun, RunError
-from nasengine.microbatches import Division, exhausted, is_out_of_memory
+from nasengine.microbatches import Division, is_out_of_memory, within_memory
 from nasengine.run_directory import Row, Run
 from nasengine.seeding import generator
 from nasengine.shared_run import agreed, ranks_of
@@ -94,16 +94,15 @@ class Loop:
         keep_pages()
         try:
             return self._whole()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
+        except DeviceMemoryError:
             self.run.update({"status": "interrupted"})
-            raise exhausted("an evaluation") from None
+            raise
 
     def _whole(self) -> dict[str, Any]:
         self._restore()
         job, spe = self.job, self.job.steps_per_epoch
-        job.division.count = self.run.record.get("micro_batches", job.division.count)
+        division = job.division  # processes that share a run divide nothing more
+        division.count = min(division.most, self.run.record.get("micro_batches", division.count))
         self.observer.started(self.run, job, self.step)
         self.run.update({"status": "running", "device": describe_device(job.device, ranks_of(self.run).world)})
         self._divided()
@@ -140,7 +139,8 @@ class Loop:
         try:
             if stop.name:
                 raise KeyboardInterrupt  # it came after the last step was checked
-            return dict(self.job.finish(self.run))
+            with within_memory("an evaluation"):
+                return dict(self.job.finish(self.run))
         except KeyboardInterrupt:
             if not stop.name:
                 raise
@@ -158,14 +158,13 @@ class Loop:
 
     def _one_step(self) -> bool:
         """Whether the memory was enough for a step."""
-        start = time.perf_counter()
+        start, metrics = time.perf_counter(), None
         try:
             metrics = self.job.step(self.step)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            metrics = {}
-        if not metrics:  # outside of the handler, whose error holds the tensors of the step
+        if metrics is None:  # outside of the handler, whose error holds the tensors of the step
             self._go_back()
             return False
         for name, value in metrics.items():
@@ -182,7 +181,8 @@ class Loop:
 
     def _end_epoch(self, curves: Curves) -> None:
         epoch = self.step // self.job.steps_per_epoch
-        row: dict[str, float | int | str] = {"epoch": epoch, **self._means(), **self.job.end_epoch(epoch)}
+        with within_memory("an evaluation"):
+            row: dict[str, float | int | str] = {"epoch": epoch, **self._means(), **self.job.end_epoch(epoch)}
         self._clock()
         row |= {"seconds": round(self.seconds, 3), "seconds_in_steps": round(self.step_seconds, 3)}
         self.history.append(row)
@@ -202,11 +202,7 @@ class Loop:
     def _go_back(self) -> None:
         """To what was saved last, with batches that are divided further: a step that failed half-way left neither."""
         failed = self.step
-        try:
-            self.job.division.double()
-        except DeviceMemoryError:
-            self.run.update({"status": "interrupted"})
-            raise
+        self.job.division.double()
         gc.collect()
         if self.job.device.type == "cuda":
             torch.cuda.empty_cache()

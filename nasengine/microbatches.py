@@ -29,7 +29,10 @@ from nasengine.errors import DeviceMemoryError, NasengineError, SettingError
 
 _count: ContextVar[int] = ContextVar("nasengine_micro_batches", default=1)
 
-_EXHAUSTED: Final = re.compile(r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED", re.IGNORECASE)
+_EXHAUSTED: Final = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|ALLOC_FAILED|could not (create|execute) a primitive$",
+    re.IGNORECASE,
+)
 _MARGIN: Final = 0.95  # of the room that a guess fills
 _AGAIN: Final = 1.25  # times as many, at least, after a trial that took too much
 _SMALL: Final = 16  # the part of a batch by which it is guessed
@@ -171,6 +174,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and _EXHAUSTED.search(str(error)) is not None
+
+
+@contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """A block of what cannot be divided. Raises DeviceMemoryError where the memory does not hold it."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise exhausted(what) from None
 
 
 def exhausted(what: str) -> DeviceMemoryError:

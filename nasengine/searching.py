@@ -33,7 +33,7 @@ from nasengine.evolution import Budget
 from nasengine.footprint import Footprint
 from nasengine.judging import Judge
 from nasengine.loop import Loop, Observer, seeded
-from nasengine.microbatches import Division, micro_batches
+from nasengine.microbatches import Division, micro_batches, within_memory
 from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
 from nasengine.proposals import Candidate
 from nasengine.run_directory import CHECKPOINT, Row, Run, read_record, read_tensors
@@ -111,29 +111,29 @@ class SearchJob:
                 f"search.step_memory must be of one process, but there are {ranks.world}, which divide batches "
                 "already; leave it out, or start without torchrun."
             )
-        self.state = self._begun(self.epochs * self.steps_per_epoch)
-        alone = ranks.world == 1
-        self.division = Division.of(algorithm.supernet(self.state), settings.batch_size) if alone else Division()
+        supernet, self.state = self._begun(self.epochs * self.steps_per_epoch)
+        self.division = Division.of(supernet, settings.batch_size) if ranks.world == 1 else Division()
         self.architecture: Architecture | None = None
         self.weights: list[dict[str, float]] = []
         self.publish: Callable[[Sequence[Row]], object] = lambda rows: None
 
-    def _begun(self, steps: int) -> Any:
-        """The state before the first of so many steps, the same at every call."""
+    def _begun(self, steps: int) -> tuple[Supernet, Any]:
+        """A supernet, and the state before the first of so many steps, the same at every call."""
         with seeded(self.settings.seed, WEIGHTS):
-            supernet = on_device(self.space.supernet(self.task.shapes, self.task.loss), self.device)
+            supernet: Supernet = on_device(self.space.supernet(self.task.shapes, self.task.loss), self.device)
             if self.limits.parameters or self.limits.multiply_adds:
                 supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
-            return self.algorithm.init(supernet, generator(self.settings.seed, ALPHAS), steps)
+            return supernet, self.algorithm.init(supernet, generator(self.settings.seed, ALPHAS), steps)
 
     def fit_memory(self) -> None:
         """Divides batches so that a step keeps `step_memory`, by trials. Raises SettingError."""
         if self.settings.step_memory is not None:
-            self.division.fit(self.settings.step_memory, self.step_bytes)
+            with within_memory("a trial of search.step_memory"):
+                self.division.fit(self.settings.step_memory, self.step_bytes)
 
     def step_bytes(self, examples: int, count: int) -> int:
         """Bytes that a step on so many examples, in so many micro-batches, takes beyond what is held between steps."""
-        state = self._begun(_TRIAL_STEPS)
+        _, state = self._begun(_TRIAL_STEPS)
         train, valid = (Batch(*(part[:examples] for part in batches[0])) for batches in (self.train, self.valid))
         with seeded(self.settings.seed, NOISE), micro_batches(count):
             step = partial(self.algorithm.step, state, train, valid)

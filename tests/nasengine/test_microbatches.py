@@ -250,6 +250,8 @@ def test_doubled_until_it_cannot_be() -> None:
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), True),
         (RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you"), True),
         (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("could not create a primitive"), True),  # what oneDNN says, whatever was missing
+        (RuntimeError("could not create a primitive descriptor for the convolution"), False),
         (RuntimeError("MPS backend out of memory (MPS allocated: 1 GB)"), True),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
         (ValueError("out of memory"), False),

@@ -90,6 +90,15 @@ def test_ends_where_batches_cannot_be_divided_further_and_can_go_on(tmp_path: Pa
     assert same(state(path), state(tmp_path / "whole")) and record(path)["status"] == "finished"
 
 
+def test_what_is_recorded_holds_for_jobs_that_can_divide(tmp_path: Path) -> None:
+    run(tmp_path / "whole", Toy(), Notes())
+    with pytest.raises(DeviceMemoryError):
+        run(tmp_path / "run", Hungry(1, 7), Notes())
+    toy = Hungry(0, 1, most=1)
+    run(tmp_path / "run", toy, Notes())
+    assert toy.division.count == 1 and same(state(tmp_path / "run"), state(tmp_path / "whole"))
+
+
 def test_ends_at_once_where_a_job_divides_nothing(tmp_path: Path) -> None:
     with pytest.raises(DeviceMemoryError, match=r"must hold a step of 6, but it did not; what was saved is whole: "):
         run(tmp_path, Hungry(0, 2, most=1), Notes())
@@ -168,6 +177,17 @@ def test_a_limit_below_the_least_leaves_no_directory(small: str, tmp_path: Path)
     with pytest.raises(SettingError, match=r"^The limit must leave room for a step, but --step-memory 1,000 is below "):
         nasengine.search(task=small, settings=(*SMALL, "search.step_memory=1KB"), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_trial_that_does_not_fit(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhaust(*arguments: object) -> int:
+        raise MemoryError
+
+    monkeypatch.setattr(SearchJob, "step_bytes", exhaust)
+    with pytest.raises(
+        DeviceMemoryError, match=r"^The memory of the device must hold a trial of search\.step_memory, but"
+    ):
+        nasengine.search(task=small, settings=(*SMALL, "search.step_memory=1GB"))
 
 
 def test_a_limit_is_for_one_process(small: str) -> None:

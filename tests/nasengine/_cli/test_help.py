@@ -43,7 +43,7 @@ PAGES = {
         "Search an architecture for your data.",
         search.EPILOG,
         "--space --algo --data --epochs --batch-size --batch_size --train-portion --benchmark --max-params --max-flops "
-        "--max-latency --max-memory --seed --device --set --config --out --resume --dry-run --help",
+        "--max-latency --max-memory --step-memory --seed --device --set --config --out --resume --dry-run --help",
     ),
     "train": (
         "Usage: nasengine train [OPTIONS] [RUN]",

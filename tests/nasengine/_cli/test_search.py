@@ -138,3 +138,22 @@ def test_time_that_is_left(seconds: float, words: str) -> None:
     from nasengine._cli.progress import duration
 
     assert duration(progress._left()) == words
+
+
+def test_a_step_that_keeps_its_memory(cli: Run, small: str) -> None:
+    arguments = ("search", "--data", small, *flags(TINY), *QUICK)
+    whole = cli(*arguments, "--dry-run").out
+    found = re.search(r"a step of 8: about .* and (\d+) MiB, ", whole)
+    assert found is not None
+    divided = cli(*arguments, "--step-memory", "0.3MB", "--dry-run")
+    assert divided.code == 0 and re.search(
+        r"  a step of 8 in [234] micro-batches: about \d+\.\d\d s and \d+ MiB", divided.out
+    )
+    code, _, err = cli(*arguments, "--step-memory", "2KB", "--out", "run")
+    assert code == 2 and not Path("run").exists()
+    assert re.fullmatch(
+        r"nasengine: The limit must leave room for a step, but --step-memory 2,000 is below the [\d,]+ bytes that "
+        r"micro-batches of 2 would take; give more than \d+, or search a smaller space\.\n",
+        err,
+    )
+    assert cli(*arguments, "--step-memory", "much").err.startswith("nasengine: search.step_memory must be ")
