@@ -21,11 +21,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from nasengine.errors import DeviceMemoryError, NasengineError, SettingError
+from nasengine.virtual import buffers_of, call_at, copied
 
 _count: ContextVar[int] = ContextVar("nasengine_micro_batches", default=1)
 
@@ -76,20 +76,16 @@ class _Pass:
     ) -> None:
         self._network, self._others, self._weights = network, others, weights
         # in evaluation no statistics change
-        buffers = dict(network.named_buffers()) if network.training and (again or weights is not None) else {}
-        self._buffers = buffers if weights is not None else _copied(buffers)
+        buffers = buffers_of(network) if network.training and (again or weights is not None) else {}
+        self._buffers = buffers if weights is not None else copied(buffers)
         self._virtual = weights is not None
 
     def __call__(self, inputs: Tensor) -> Any:
         if not self._virtual:
             self._virtual = True
             return self._network(inputs, *self._others)
-        at = {**(self._weights or {}), **_copied(self._buffers)}
-        return functional_call(self._network, at, (inputs, *self._others))
-
-
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in tensors.items()}
+        at = {**(self._weights or {}), **copied(self._buffers)}
+        return call_at(self._network, at, (inputs, *self._others))
 
 
 @dataclass

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
@@ -25,6 +24,7 @@ from nasengine.microbatches import outputs_of
 from nasengine.separable import by_formula
 from nasengine.sharding import is_sharded, over_shards, to_shards
 from nasengine.task import Batch
+from nasengine.virtual import call_at
 
 if TYPE_CHECKING:
     from nasengine.space import Space
@@ -342,7 +342,7 @@ class Supernet(nn.Module):
             outputs = self.forward_at(batch.inputs, mixture, weights)
         elif is_sharded():
             own, mixture = _to_shards(dict(self.named_parameters()), mixture)
-            outputs = functional_call(self, dict(own), (batch.inputs, mixture))
+            outputs = call_at(self, dict(own), (batch.inputs, mixture))
         else:
             outputs = outputs_of(self, batch.inputs, (mixture,))
         return Evaluation(over_shards(self.loss(outputs, batch.targets)), outputs.detach())
