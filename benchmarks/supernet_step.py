@@ -1,6 +1,7 @@
 """A step of a DARTS search against public code, in one run: seconds, peak memory, and equal losses and gradients.
 
     python benchmarks/supernet_step.py --peer darts=PATH [--batch-size 16,64] [--threads 2] [--repeats 5]
+    python benchmarks/supernet_step.py      # where the time of our own step goes
 
 PATH is a checkout of quark0/darts that was made to run on the installed PyTorch and on a CPU; nothing of it is here.
 16 channels, 8 cells, 32x32 pixels, float32; the final network is DARTS_V2 with 36 channels and 20 cells. Losses and
@@ -252,16 +253,29 @@ def contest(path: Path, name: str, size: int, threads: int, repeats: int) -> str
     )
 
 
+def print_profile(size: int) -> None:
+    """Where the time of one first-order step of ours goes."""
+    step, (train, valid) = step_of(DARTS(order="first")), batches(size, torch.channels_last)
+    step(train, valid)
+    step(train, valid)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        step(train, valid)
+    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=16, max_name_column_width=40))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", required=True, help="darts=PATH")
+    parser.add_argument("--peer", help="darts=PATH; without it our own step is profiled")
     parser.add_argument("--batch-size", default="16,64")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", default=";".join((*CONTESTS, FINAL)))
     arguments = parser.parse_args()
-    path = Path(arguments.peer.removeprefix("darts=")).expanduser()
     torch.set_num_threads(arguments.threads)
+    if arguments.peer is None:
+        print_profile(int(arguments.batch_size.split(",")[0]))
+        return
+    path = Path(arguments.peer.removeprefix("darts=")).expanduser()
     print(f"torch {torch.__version__}, {arguments.threads} threads, 16 channels, 8 cells, 32x32 pixels, float32")
     for size in map(int, arguments.batch_size.split(",")):
         print(f"batch {size}, relative differences\n{compare(path, size)}", flush=True)
