@@ -11,6 +11,7 @@ import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import groupby
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
@@ -61,13 +62,18 @@ class Statistics:
         """Moves the running moments as `torch.nn.BatchNorm2d` does; the variance is the unbiased one."""
         if not self.found:
             return
-        running = [cast(Tensor, norm.running_mean) for norm, *_ in self.found]
-        running += [cast(Tensor, norm.running_var) for norm, *_ in self.found]
-        now = [mean for _, mean, _, _ in self.found]
-        now += [var * (count / (count - 1)) for _, _, var, count in self.found]
-        torch._foreach_lerp_(running, now, float(self.found[0][0].momentum or 0.0))
         torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm, *_ in self.found], 1)
+        for factor, found in groupby(self.found, key=lambda kept: _factor(kept[0])):
+            norms, means, variances, counts = zip(*found, strict=True)
+            running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+            unbiased = [var * (count / (count - 1)) for var, count in zip(variances, counts, strict=True)]
+            torch._foreach_lerp_(running, [*means, *unbiased], factor)
         self.found.clear()
+
+
+def _factor(norm: nn.BatchNorm2d) -> float:
+    """How far the running moments move; without a momentum they are means over all batches so far."""
+    return 1 / int(cast(Tensor, norm.num_batches_tracked)) if norm.momentum is None else float(norm.momentum)
 
 
 def summed(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Tensor:
@@ -161,7 +167,8 @@ def mixed(terms: Sequence[Unnormed], weights: Tensor) -> Tensor:
 def folded(terms: Sequence[Unnormed], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Scales (terms, C) and the one shift (C,) of batch norms times weights (terms, 1).
 
-    A norm is by the moments of its term in training, else by its running ones.
+    A norm is by the moments of its term in training, else by its running ones. All have one eps, and all or none of
+    them learned scales.
     """
     moments = [_used(term) for term in terms]
     mean, var = (torch.stack(column) for column in zip(*moments, strict=True))

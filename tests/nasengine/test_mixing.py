@@ -128,6 +128,22 @@ def test_norms_are_folded(affine: bool, training: bool) -> None:
             assert torch.allclose(mine, theirs, rtol=1e-6)
 
 
+@pytest.mark.parametrize("momentum", [0.1, 0.5, None])
+def test_running_moments_move_as_those_of_torch(momentum: float | None) -> None:
+    norms = [nn.BatchNorm2d(4, momentum=momentum), nn.BatchNorm2d(4)]
+    plain = copy.deepcopy(norms)
+    for seed in range(3):
+        statistics = Statistics()
+        for place, (norm, other) in enumerate(zip(norms, plain, strict=True)):
+            x = images(10 * place + seed, 2, 4, 3, 3).detach()
+            measured(x, norm, statistics)
+            other(x)
+        statistics.keep()
+    for norm, other in zip(norms, plain, strict=True):
+        for mine, theirs in zip(norm.buffers(), other.buffers(), strict=True):
+            assert torch.allclose(mine, theirs, rtol=1e-6)
+
+
 def test_one_value_a_channel_is_refused_as_by_torch() -> None:
     norm, x = nn.BatchNorm2d(4), images(0, 1, 4, 1, 1)
     with pytest.raises(ValueError, match="Expected more than 1 value per channel"):
