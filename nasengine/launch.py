@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
+
+from nasengine.errors import reason
 
 if TYPE_CHECKING:
     from nasengine.separable import Pair
@@ -30,10 +33,17 @@ _local = threading.local()
 
 @functools.cache
 def compiled() -> bool:
-    """Whether numba is there to compile the kernels."""
+    """Whether the kernels are there: numba is installed, and can compile them for this machine; it warns where not."""
     try:
         import numba  # noqa: F401
     except ImportError:
+        return False
+    try:
+        from nasengine import kernels
+
+        kernels.compile_all()
+    except Exception as error:
+        warnings.warn(f"numba cannot compile loops here, plain modules run, slower: {reason(error)}.", stacklevel=2)
         return False
     return True
 

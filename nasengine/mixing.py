@@ -112,7 +112,9 @@ def unnormed(module: nn.Module, x: Tensor, statistics: Statistics) -> Unnormed:
 
 
 def measured(values: Tensor, norm: nn.BatchNorm2d, statistics: Statistics) -> Unnormed:
-    """Values with their moments, which are noted."""
+    """Values with their moments, which are noted; without them where the norm takes its running ones."""
+    if not norm.training and norm.running_mean is not None:
+        return Unnormed(values, norm)
     term = Unnormed(values, norm, *moments(values))
     statistics.add(term)
     return term

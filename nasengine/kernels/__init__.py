@@ -100,3 +100,15 @@ def moments_address() -> int:
             run_moments(table)
 
     return _address(moments)
+
+
+def compile_all() -> None:
+    """Compiles all kernels, or finds them in the cache."""
+    for address in (
+        forward_address,
+        backward_address,
+        mixing_forward_address,
+        mixing_backward_address,
+        moments_address,
+    ):
+        address()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from nasengine import launch, separable
 from nasengine.seeding import generator
 from nasengine.separable import Normalizable, Pair, plain_separable, separables
 
-needs_numba = pytest.mark.skipif(not launch.compiled(), reason="numba is not installed")
+needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 Given = list[Tensor | None]
 
 
@@ -198,6 +200,26 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, kernels_run: list[bool])
     assert not launch.compiled()
     found, expected = _all(given, (1, 1), plain=False), _all(given, (1, 1), plain=True)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and not kernels_run
+
+
+@needs_numba
+def test_where_numba_cannot_compile(monkeypatch: pytest.MonkeyPatch, kernels_run: list[bool]) -> None:
+    from nasengine import kernels
+
+    def fails() -> int:
+        raise RuntimeError("no such instruction")
+
+    monkeypatch.setattr(kernels, "forward_address", fails)
+    monkeypatch.setattr(launch, "compiled", functools.cache(launch.compiled.__wrapped__))
+    x = torch.randn(1, 4, 5, 5)
+    weights = torch.randn(4, 1, 3, 3), torch.randn(4, 4, 1, 1)
+    with pytest.warns(
+        UserWarning, match="numba cannot compile loops here, plain modules run, slower: .*no such instruction"
+    ):
+        found = separable.separable(x, None, None, *weights)
+    assert torch.equal(found.output, plain_separable(x, None, None, *weights).output)
+    assert torch.equal(separable.separable(x, None, None, *weights).output, found.output)  # and says it once
+    assert not kernels_run
 
 
 def test_importing_the_operator_imports_no_numba() -> None:
