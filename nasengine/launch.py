@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import struct
 import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,13 +22,14 @@ from torch import Tensor
 from nasengine.errors import reason
 
 if TYPE_CHECKING:
-    from nasengine.separable import Pair
+    from nasengine.separable import Norm, Pair
 
 _CHUNKS: Final = 16
 """Most parts that a batch is cut into: as many threads are of use."""
 _SLACK: Final = 2048  # bytes: tiles read up to seven pixels too far
 _PIXELS: Final = 128
 """Of the output, that go through everything at a time: some rows."""
+_NO_GRADIENTS: Final = (0,) * 6
 _local = threading.local()
 
 
@@ -48,7 +50,7 @@ def compiled() -> bool:
     return True
 
 
-def forward(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
+def forward(x: Tensor, norm: Norm | None, pairs: Sequence[Pair]) -> tuple[Tensor, ...]:
     """(y, mean, var) of every pair, one after the other; x is (B, C, H, W) in channels-last."""
     images, _, height, width = x.shape
     outputs: list[Tensor] = []
@@ -57,35 +59,33 @@ def forward(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequen
         shape = (images, channels, _halved(height, pair.stride), _halved(width, pair.stride))
         outputs.append(torch.empty(shape, memory_format=torch.channels_last))
         outputs += torch.empty((2, channels)).unbind()
-    nothing = [None] * (3 + 2 * len(pairs))
-    _launch(False, x, scale, shift, pairs, outputs, [None] * len(outputs), nothing)
+    _launch(False, x, norm, pairs, outputs, [None] * len(outputs), [None] * (5 + 2 * len(pairs)))
     return tuple(outputs)
 
 
 def backward(
     x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    norm: Norm | None,
     pairs: Sequence[Pair],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients that are needed of x, scale, shift, and the weights of every pair.
+    """The gradients that are needed of x, of the four tensors of its norm, and of the weights of every pair.
 
     Args:
         outputs: what `forward` gave.
         grads: theirs; those of y in channels-last, those of mean and var may be None.
         needed: for each gradient in the order in which they are given back.
     """
-    inputs = [x, scale, shift, *(weight for pair in pairs for weight in pair[:2])]
+    inputs = [x, *((None,) * 4 if norm is None else norm[:4]), *(weight for pair in pairs for weight in pair[:2])]
     found = [
         torch.empty(tensor.shape, memory_format=torch.channels_last if tensor is x else torch.contiguous_format)
         if need and tensor is not None
         else None
         for tensor, need in zip(inputs, needed, strict=True)
     ]
-    _launch(True, x, scale, shift, pairs, outputs, grads, found)
+    _launch(True, x, norm, pairs, outputs, grads, found)
     return found
 
 
@@ -110,14 +110,14 @@ def _plan(
 
     blocks = -(-channels // LANES)
     ends, end, sums = [], 0, 2 * blocks * BYTES if back else 0
-    u = v = g = spread = grad_u = 0
+    norm, u, v, g, spread, grad_u = 3 * blocks, 0, 0, 0, 0, 0
     for kernel, stride, dilation, outputs in pairs:
         rows, columns = _halved(height, stride), _halved(width, stride)
         taps, wide, reach = (kernel * kernel + 8) // 9 * 9, -(-outputs // LANES), dilation * (kernel - 1) // 2
         band = min(rows, -(-_PIXELS // columns))
         ends.append((band, sums, end))
         end += 16 * (taps + stride * stride * (1 + kernel * kernel))
-        end = -(-end // 64) * 64 + (2 * blocks * taps + wide * channels + blocks * outputs + 2 * wide) * BYTES
+        end = -(-end // 64) * 64 + (2 * blocks * taps + wide * channels + blocks * outputs + 3 * wide) * BYTES
         sums += blocks * (taps + LANES * wide) * BYTES if back else 2 * wide * BYTES
         u = max(u, ((band - 1) * stride + 2 * reach + 1) * (width + 2 * reach))
         v = max(v, band * columns * (1 if back else blocks))
@@ -126,42 +126,41 @@ def _plan(
         spread = max(spread, blocks * (kept + band + reach) * (columns + 2 * reach))
         grad_u = max(grad_u, (stride * band + reach) * width)
     places = []
-    for size in (u, v, g, spread, grad_u) if back else (u, v):
+    for size in (norm, u, v, g, spread, grad_u) if back else (norm, u, v):
         places.append(end)
         end += size * BYTES + _SLACK
-    return ends, places + [0] * (5 - len(places)), end, sums
+    return ends, places + [0] * (6 - len(places)), end, sums
 
 
 def _launch(
     back: bool,
     x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    norm: Norm | None,
     pairs: Sequence[Pair],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     found: Sequence[Tensor | None],
 ) -> None:
     images, channels, height, width = x.shape
-    shapes = tuple((p.depthwise.shape[-1], p.stride, p.dilation, p.pointwise.shape[0]) for p in pairs)
+    shapes = tuple((pair.kernel, pair.stride, pair.dilation, pair.pointwise.shape[0]) for pair in pairs)
     divided, places, size, sums = _plan(back, channels, height, width, shapes)
     chunks = min(images, _CHUNKS)
     threads = min(torch.get_num_threads(), chunks)
     base = _workspace(size * threads + sums * (chunks if back else images))
-    held = [None if tensor is None else tensor.contiguous() for tensor in (scale, shift)]
-    table = [0, 0, 0, chunks, images, channels, height, width, len(pairs), *map(_address, (x, *held, *found[:3]))]
-    table += [any(tensor is not None for tensor in found[:3]), base, size, base + size * threads, sums, *places]
+    held = [None if tensor is None else tensor.contiguous() for tensor in ((None,) * 4 if norm is None else norm[:4])]
+    table = [0, 0, 0, chunks, images, channels, height, width, len(pairs), _address(x)]
+    table += [_bits(0.0 if norm is None else norm.eps), *map(_address, (*held, *found[:5]))]
+    table += [any(tensor is not None for tensor in found[:5]), base, size, base + size * threads, sums, *places]
     for index, (pair, shape, (band, at_sums, at_weights)) in enumerate(zip(pairs, shapes, divided, strict=True)):
-        weights = [pair.depthwise.contiguous(), pair.pointwise.contiguous()]
+        weights = [None if weight is None else weight.contiguous() for weight in pair[:2]]
         held += weights
         table += [*shape, band, *map(_address, weights), *map(_address, outputs[3 * index : 3 * index + 3])]
         table += [
             *map(_address, grads[3 * index : 3 * index + 3]),
-            *map(_address, found[3 + 2 * index : 5 + 2 * index]),
+            *map(_address, found[5 + 2 * index : 7 + 2 * index]),
         ]
         table += [at_sums, at_weights]
-    arguments = (ctypes.c_int64 * len(table))(*table)
-    _runners()[back](ctypes.addressof(arguments), threads)
+    _run("backward" if back else "forward", table, threads)
 
 
 def _workspace(size: int) -> int:
@@ -172,14 +171,100 @@ def _workspace(size: int) -> int:
     return -(-memory.data_ptr() // 64) * 64
 
 
+class Term(NamedTuple):
+    """A term of a weighted sum of normed values: weights[option] * (gamma * (values - mean) / sqrt(var + eps) + beta).
+
+    Or its gradients. What is None is left out.
+
+    Attributes:
+        values: (N, C, H, W) in channels-last.
+        weights: (options,).
+        mean, var, gamma, beta: (C,).
+    """
+
+    values: Tensor
+    weights: Tensor
+    option: int
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    eps: float = 0.0
+
+    def dense(self) -> Term:
+        """With all tensors as the kernels read them."""
+        values = self.values.contiguous(memory_format=torch.channels_last)
+        mean, var, gamma, beta = (None if tensor is None else tensor.contiguous() for tensor in self[3:7])
+        return Term(values, self.weights.contiguous(), self.option, mean, var, gamma, beta, self.eps)
+
+
+def mix(terms: Sequence[Term]) -> Tensor:
+    """The sum of all terms, in channels-last."""
+    total = torch.empty_like(terms[0].values, memory_format=torch.channels_last)
+    _mixing("mixing_forward", terms, total, [None] * len(terms))
+    return total
+
+
+def unmix(terms: Sequence[Term], grad: Tensor, found: Sequence[Term]) -> None:
+    """Writes the gradients of all terms, given that of their sum in channels-last."""
+    _mixing("mixing_backward", terms, grad, found)
+
+
+def moments(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) of values (N, C, H, W) in channels-last."""
+    mean, var = torch.empty((2, values.shape[1])).unbind()
+    _mixing("moments", [Term(values, mean, 0, mean, var)], None, [None])
+    return mean, var
+
+
+def _mixing(kernel: str, terms: Sequence[Term], total: Tensor | None, found: Sequence[Term | None]) -> None:
+    """Runs a kernel of `nasengine.kernels.mixing` with the table that it reads."""
+    from nasengine.kernels.vectors import BYTES, LANES
+
+    values, count = terms[0].values, len(terms)
+    channels = values.shape[1]
+    pixels, row = values.numel() // channels, -(-channels // LANES) * BYTES
+    chunks = min(_CHUNKS, pixels // 64 + 1)
+    threads, partial = min(torch.get_num_threads(), chunks), chunks * row * (count + 1)
+    base = _workspace(partial + threads * row * (2 * count + 1))
+    table = [0, 0, 0, chunks, pixels, channels, count, _address(total), base, base + partial]
+    for term, grads in zip(terms, found, strict=True):
+        table += [_address(term.values), _address(term.weights) + 4 * term.option, *map(_address, term[3:7])]
+        table.append(_bits(term.eps))
+        if grads is None:
+            table += _NO_GRADIENTS
+        else:
+            weight = _address(grads.weights)
+            table += [_address(grads.values), weight and weight + 4 * grads.option, *map(_address, grads[3:7])]
+    _run(kernel, table, threads)
+
+
+def _run(kernel: str, table: Sequence[int], threads: int) -> None:
+    arguments = (ctypes.c_int64 * len(table))(*table)
+    _runner(kernel)(ctypes.addressof(arguments), threads)
+
+
 @functools.cache
-def _runners() -> tuple[Callable[[int, int], None], Callable[[int, int], None]]:
+def _bits(number: float) -> int:
+    """A float32 in the first half of an int64."""
+    return int.from_bytes(struct.pack("<f", number), "little")
+
+
+@functools.cache
+def _runner(kernel: str) -> Callable[[int, int], None]:
     from nasengine import kernels
 
-    return runner(kernels.forward_address()), runner(kernels.backward_address())
+    addresses = {
+        "forward": kernels.forward_address,
+        "backward": kernels.backward_address,
+        "mixing_forward": kernels.mixing_forward_address,
+        "mixing_backward": kernels.mixing_backward_address,
+        "moments": kernels.moments_address,
+    }
+    return _in_threads(addresses[kernel]())
 
 
-def runner(kernel: int) -> Callable[[int, int], None]:
+def _in_threads(kernel: int) -> Callable[[int, int], None]:
     """Calls a kernel with a table in so many threads; they share the work among themselves."""
     alone = ctypes.CFUNCTYPE(None, ctypes.c_int64)(kernel)
     team = _team()

@@ -5,15 +5,15 @@ All take and give images (batch, channels, height, width).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasengine.mixing import Statistics, Unnormed, folded, measured, mixed
-from nasengine.separable import Pair, is_fast, separable, separables
+from nasengine.mixing import Statistics, Unnormed, mixed
+from nasengine.separable import Normalizable, Pair, is_fast, separable, separables
 from nasengine.supernet import MixedOp, Zero, decided, known, once_a_call
 
 
@@ -28,18 +28,56 @@ class FactorizedReduce(nn.Module):
         self.norm = nn.BatchNorm2d(channels_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        reduced: Tensor = self.norm(self._reduced(x))
+        if torch.is_grad_enabled() and is_fast(x):
+            return _alone(self, x)
+        even, odd = phases(self.relu(x)).chunk(2, dim=1)
+        both = [F.conv2d(even, self.even.weight), F.conv2d(odd, self.odd.weight)]
+        reduced: Tensor = self.norm(torch.cat(both, dim=1))
         return reduced
 
     def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
         """What it gives before its batch norm."""
-        return measured(self._reduced(x), self.norm, statistics)
+        found = _begun(self, x) or separable(phases(x), None, self.pair())
+        return statistics.noted(found, self.norm)
 
-    def _reduced(self, x: Tensor) -> Tensor:
-        x = self.relu(x)
-        height, width = x.shape[-2:]
-        shifted = F.pad(x, (0, width % 2, 0, height % 2))[..., 1:, 1:]
-        return torch.cat([self.even(x), self.odd(shifted)], dim=1)
+    def pair(self) -> Pair:
+        """Both convolutions as one of the two phases of the image."""
+        weight: Tensor = torch.block_diag(self.even.weight.flatten(1), self.odd.weight.flatten(1))  # type: ignore[no-untyped-call]
+        return Pair(None, weight[:, :, None, None])
+
+
+class _Phases(torch.autograd.Function):
+    """`phases` with a gradient that is written once."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.height, ctx.width = x.shape[-2:]
+        return _plain_phases(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        even, odd = grad.chunk(2, dim=1)
+        shape = (*even.shape[:2], ctx.height, ctx.width)
+        found = grad.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+        found[..., ::2, ::2] = even
+        found[..., 1::2, 1::2] = odd[..., : ctx.height // 2, : ctx.width // 2]
+        return found
+
+
+def phases(x: Tensor) -> Tensor:
+    """Two blocks of channels, (B, C, H, W) -> (B, 2 C, H', W'): every other pixel, from the first and the second on.
+
+    Where there is no second one it is zero.
+    """
+    if not is_fast(x):
+        return _plain_phases(x)
+    apply: Callable[..., Tensor] = _Phases.apply
+    return apply(x)
+
+
+def _plain_phases(x: Tensor) -> Tensor:
+    odd = F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2))[..., 1::2, 1::2]
+    return torch.cat([x[..., ::2, ::2], odd], dim=1)
 
 
 class _Depthwise(torch.autograd.Function):
@@ -111,58 +149,83 @@ class DropPath(nn.Module):
         return x * (kept / keep)
 
 
-def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Module:
-    """ReLU, 1x1 convolution, batch norm."""
-    conv = nn.Conv2d(channels_in, channels_out, 1, bias=False)
-    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(channels_out, affine=affine))
+class ReluConvNorm(nn.Sequential):
+    """ReLU, 1x1 convolution, if any with a depthwise one before it, batch norm; all of it once or twice.
 
-
-class SeparableConv(nn.Sequential):
-    """ReLU, depthwise and pointwise convolution, batch norm; all of it once or twice.
-
-    Where `nasengine.separable` has fused loops for the input, they compute it in place of the modules inside.
+    Where `nasengine.separable` has compiled loops for the input, they compute it in place of the modules inside.
     """
 
     plain = nn.Sequential  # computes the same: an exported network has this in its place
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_grad_enabled() and is_fast(x)):
-            for module in self:
-                x = module(x)
-            return x
-        statistics = Statistics()
-        found = self.unnormed(x, statistics)
-        statistics.keep()
-        return mixed([found], x.new_ones(1))
+        if torch.is_grad_enabled() and is_fast(x):
+            return _alone(self, x)
+        for module in self:
+            x = module(x)
+        return x
 
     def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
         """What it gives before its last batch norm."""
-        begun = known((id(self), id(x)))
-        found = separable(x, None, None, *self.pair(0)) if begun is None else begun[1]
-        for start in range(4, len(self) + 4, 4):
-            norm = cast(nn.BatchNorm2d, self[start - 1])
-            half = Unnormed(found.output, norm, found.mean, found.var)
-            statistics.add(half)
-            if start < len(self):
-                scale, shift = (row.squeeze(0) for row in folded([half], x.new_ones(1, 1)))
-                found = separable(found.output, scale, shift, *self.pair(start))
+        (pair, norm), *others = self._halves()
+        half = statistics.noted(_begun(self, x) or separable(x, None, pair), norm)
+        for pair, norm in others:
+            half = statistics.noted(separable(half.values, half.norm(), pair), norm)
         return half
 
-    def pair(self, start: int) -> Pair:
-        """The two convolutions of the half that begins with this module."""
-        depthwise, pointwise = cast(nn.Conv2d, self[start + 1]), cast(nn.Conv2d, self[start + 2])
-        return Pair(depthwise.weight, pointwise.weight, depthwise.stride[0], depthwise.dilation[0])
+    def pair(self) -> Pair:
+        """The convolutions that it begins with."""
+        return self._halves()[0][0]
+
+    def _halves(self) -> list[tuple[Pair, nn.BatchNorm2d]]:
+        halves: list[tuple[Pair, nn.BatchNorm2d]] = []
+        convs: list[nn.Conv2d] = []
+        for module in self._modules.values():
+            if isinstance(module, nn.Conv2d):
+                convs.append(module)
+            elif isinstance(module, nn.BatchNorm2d):
+                first = convs[0]
+                depthwise = first.weight if len(convs) == 2 else None
+                halves.append((Pair(depthwise, convs[-1].weight, first.stride[0], first.dilation[0]), module))
+                convs = []
+        return halves
+
+
+def _alone(module: ReluConvNorm | FactorizedReduce, x: Tensor) -> Tensor:
+    """What a module gives that is no term of a mixture."""
+    statistics = Statistics()
+    found = module.unnormed(x, statistics)
+    statistics.keep()
+    return mixed([(x.new_ones(1), [found])])
+
+
+def _begun(module: nn.Module, x: Tensor) -> Normalizable | None:
+    """What `begin` has computed of a module for this input."""
+    found = known((id(module), id(x)))
+    return None if found is None else cast(Normalizable, found[1])
 
 
 def begin(modules: Iterable[nn.Module], x: Tensor) -> None:
-    """Computes what the soft mixtures among modules begin with together: halves of separable convolutions of x."""
+    """Computes what the soft mixtures among modules begin with together: the first convolutions of x."""
     if not is_fast(x):
         return
     mixtures = [module for module in modules if isinstance(module, MixedOp)]
     soft = [mixture for mixture in mixtures if isinstance(decided(mixture.choice.label), Tensor)]
-    options = [option for mixture in soft for option in mixture.options if isinstance(option, SeparableConv)]
-    for option, found in zip(options, separables(x, None, None, [option.pair(0) for option in options]), strict=True):
+    options = [option for mixture in soft for option in mixture.options]
+    _begin([option for option in options if isinstance(option, ReluConvNorm)], x, x)
+    reduced = [option for option in options if isinstance(option, FactorizedReduce)]
+    _begin(reduced, x, phases(x) if reduced else x)
+
+
+def _begin(options: Sequence[ReluConvNorm | FactorizedReduce], x: Tensor, given: Tensor) -> None:
+    """Computes what options of x begin with, of `given`."""
+    for option, found in zip(options, separables(given, None, [option.pair() for option in options]), strict=True):
         once_a_call((id(option), id(x)), lambda found=found: (x, found))  # type: ignore[misc]
+
+
+def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Module:
+    """ReLU, 1x1 convolution, batch norm."""
+    conv = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+    return ReluConvNorm(nn.ReLU(), conv, nn.BatchNorm2d(channels_out, affine=affine))
 
 
 def _half(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
@@ -176,12 +239,12 @@ def _half(channels: int, kernel: int, stride: int, dilation: int, affine: bool) 
 def sep_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
     """Depthwise and pointwise convolution, twice; the stride in the first."""
     first = _half(channels, kernel, stride, 1, affine)
-    return SeparableConv(relu, *first, nn.ReLU(inplace=True), *_half(channels, kernel, 1, 1, affine))
+    return ReluConvNorm(relu, *first, nn.ReLU(inplace=True), *_half(channels, kernel, 1, 1, affine))
 
 
 def dil_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
     """Depthwise convolution of dilation 2 and pointwise convolution."""
-    return SeparableConv(relu, *_half(channels, kernel, stride, 2, affine))
+    return ReluConvNorm(relu, *_half(channels, kernel, stride, 2, affine))
 
 
 def skip_connect(channels: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:

@@ -38,7 +38,7 @@ def is_fast(x: Tensor) -> bool:
     """Whether the compiled loops can have a batch of images (B, C, H, W)."""
     if _formula.get() or is_sharded() or torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
-    if not _ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode(False):
+    if not is_ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode(False):
         return False
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
@@ -49,21 +49,31 @@ class Pair(NamedTuple):
     """A depthwise convolution with the 1x1 convolution behind it.
 
     Attributes:
-        depthwise: weight (C, 1, k, k), k odd.
+        depthwise: weight (C, 1, k, k), k odd; None for the 1x1 convolution alone, of stride 1.
         pointwise: weight (C2, C, 1, 1).
         stride: 1 or 2.
         dilation: 1 or 2.
     """
 
-    depthwise: Tensor
+    depthwise: Tensor | None
     pointwise: Tensor
     stride: int = 1
     dilation: int = 1
 
     @property
-    def reach(self) -> int:
-        """Pixels of padding on each side, with which the depthwise convolution of stride 1 keeps the size."""
-        return self.dilation * (self.depthwise.shape[-1] - 1) // 2
+    def kernel(self) -> int:
+        """k, 1 without a depthwise convolution."""
+        return 1 if self.depthwise is None else self.depthwise.shape[-1]
+
+
+class Norm(NamedTuple):
+    """A batch norm by given moments: weight * (x - mean) / sqrt(var + eps) + bias, all of shape (C,)."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
 
 
 class Normalizable(NamedTuple):
@@ -74,84 +84,82 @@ class Normalizable(NamedTuple):
     var: Tensor
 
 
-def separable(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    stride: int = 1,
-    dilation: int = 1,
-) -> Normalizable:
-    """relu(scale * x + shift), depthwise convolution that keeps or halves the size, 1x1 convolution, its statistics.
+def separable(x: Tensor, norm: Norm | None, pair: Pair) -> Normalizable:
+    """relu(norm(x)), depthwise convolution that keeps or halves the size, 1x1 convolution, its statistics.
 
     Differentiable in all tensors, any number of times. The bits do not depend on the number of threads.
 
     Args:
         x: (B, C, H, W); channels-last is what the compiled loops take as it is.
-        scale, shift: (C,), both or neither: the batch norm before. Without them it is relu(x).
-        depthwise: weight (C, 1, k, k), k odd; pads with zeros behind the rectifier.
-        pointwise: weight (C2, C, 1, 1).
-        stride: 1 or 2.
-        dilation: 1 or 2.
+        norm: the batch norm before. Without it it is relu(x).
+        pair: the convolutions; the depthwise one pads with zeros behind the rectifier.
     """
-    return separables(x, scale, shift, [Pair(depthwise, pointwise, stride, dilation)])[0]
+    return separables(x, norm, [pair])[0]
 
 
-def separables(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequence[Pair]) -> list[Normalizable]:
+def separables(x: Tensor, norm: Norm | None, pairs: Sequence[Pair]) -> list[Normalizable]:
     """What `separable` gives for each pair, all on the same input; its gradient is summed while it is in the caches."""
-    if not _fits(x, scale, shift, pairs):
-        return [plain_separable(x, scale, shift, *pair) for pair in pairs]
+    if not _fits(x, norm, pairs):
+        return [plain_separable(x, norm, pair) for pair in pairs]
     apply: Callable[..., tuple[Tensor, ...]] = _Separables.apply
-    weights = [weight for pair in pairs for weight in pair[:2]]
-    flat = apply(x, scale, shift, tuple(pair[2:] for pair in pairs), *weights)
+    tensors = [*_norm_tensors(norm), *(weight for pair in pairs for weight in pair[:2])]
+    flat = apply(tuple(pair[2:] for pair in pairs), 0.0 if norm is None else norm.eps, x, *tensors)
     return [Normalizable(*flat[start : start + 3]) for start in range(0, len(flat), 3)]
 
 
-def plain_separable(
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    depthwise: Tensor,
-    pointwise: Tensor,
-    stride: int = 1,
-    dilation: int = 1,
-) -> Normalizable:
+def plain_separable(x: Tensor, norm: Norm | None, pair: Pair) -> Normalizable:
     """`separable` by the operators of PyTorch, one after the other."""
-    if scale is not None and shift is not None:
-        x = x * scale[:, None, None] + shift[:, None, None]
-    reach = dilation * (depthwise.shape[-1] - 1) // 2
-    v = F.conv2d(F.relu(x), depthwise, None, stride, reach, dilation, groups=len(depthwise))
-    output = F.conv2d(v, pointwise)
+    v = F.relu(x if norm is None else normalized(x, norm))
+    if pair.depthwise is not None:
+        reach = pair.dilation * (pair.kernel - 1) // 2
+        v = F.conv2d(v, pair.depthwise, None, pair.stride, reach, pair.dilation, groups=len(pair.depthwise))
+    output = F.conv2d(v, pair.pointwise)
     var, mean = torch.var_mean(output, (0, 2, 3), correction=0)
     return Normalizable(output, mean, var)
 
 
-def _fits(x: Tensor, scale: Tensor | None, shift: Tensor | None, pairs: Sequence[Pair]) -> bool:
+def normalized(x: Tensor, norm: Norm) -> Tensor:
+    """The batch norm of x (B, C, H, W) by the operators of PyTorch."""
+    scale = torch.rsqrt(norm.var + norm.eps)
+    if norm.weight is not None:
+        scale = scale * norm.weight
+    x = (x - norm.mean[:, None, None]) * scale[:, None, None]
+    return x if norm.bias is None else x + norm.bias[:, None, None]
+
+
+def _norm_tensors(norm: Norm | None) -> tuple[Tensor | None, ...]:
+    return (None,) * 4 if norm is None else norm[:4]
+
+
+def _fits(x: Tensor, norm: Norm | None, pairs: Sequence[Pair]) -> bool:
     """Whether the compiled loops can have it: ordinary tensors in main memory, of shapes that go together."""
-    if not pairs or not is_fast(x) or (scale is None) != (shift is None):
+    if not pairs or not is_fast(x):
         return False
     channels = x.shape[1]
-    if not all(tensor is None or (_ordinary(tensor) and tensor.shape == (channels,)) for tensor in (scale, shift)):
+    if not all(t is None or (is_ordinary(t) and t.shape == (channels,)) for t in _norm_tensors(norm)):
         return False
     return all(_pair_fits(pair, channels) for pair in pairs)
 
 
 def _pair_fits(pair: Pair, channels: int) -> bool:
-    depthwise, pointwise = pair.depthwise, pair.pointwise
-    if not (_ordinary(depthwise) and _ordinary(pointwise) and pair.stride in (1, 2) and pair.dilation >= 1):
+    depthwise, pointwise, kernel = pair.depthwise, pair.pointwise, pair.kernel
+    if not (is_ordinary(pointwise) and pair.stride in (1, 2) and pair.dilation >= 1):
         return False
-    shape, kernel = pointwise.shape, depthwise.shape[-1]
+    shape = pointwise.shape
     if len(shape) != 4 or not shape[0] or shape[1:] != (channels, 1, 1):
         return False
-    return kernel % 2 == 1 and depthwise.shape == (channels, 1, kernel, kernel)
+    if depthwise is None:
+        return pair.stride == 1
+    return is_ordinary(depthwise) and kernel % 2 == 1 and depthwise.shape == (channels, 1, kernel, kernel)
 
 
-def _ordinary(tensor: Tensor) -> bool:
+def is_ordinary(tensor: Tensor) -> bool:
+    """Whether it is float32 in main memory, and nothing that stands for a tensor."""
     return type(tensor) in (Tensor, nn.Parameter) and tensor.is_cpu and tensor.dtype == torch.float32
 
 
-def _dense(image: Tensor) -> Tensor:
+def dense(image: Tensor) -> Tensor:
+    """An image (B, C, H, W) in channels-last, itself if it is."""
     return image.contiguous(memory_format=torch.channels_last)
 
 
@@ -165,55 +173,50 @@ class _Separables(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor | None,
-        shift: Tensor | None,
-        geometry: tuple[tuple[int, int], ...],
-        *weights: Tensor,
+        ctx: Any, geometry: tuple[tuple[int, int], ...], eps: float, x: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        given = _dense(x)
-        pairs = _pairs(geometry, weights)
-        outputs = launch.forward(given, scale, shift, pairs)
-        ctx.geometry = geometry
+        outputs = launch.forward(dense(x), _norm(tensors, eps), _pairs(geometry, tensors))
+        ctx.geometry, ctx.eps = geometry, eps
         ctx.set_materialize_grads(False)
         # mean and var are told apart from y by their place: three tensors a pair
-        ctx.save_for_backward(x, scale, shift, *weights, *outputs)
+        ctx.save_for_backward(x, *tensors, *outputs)
         return outputs
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        geometry = ctx.geometry
-        x, scale, shift, *rest = ctx.saved_tensors
-        weights, outputs = rest[: 2 * len(geometry)], rest[2 * len(geometry) :]
+        saved, count = ctx.saved_tensors, 5 + 2 * len(ctx.geometry)
+        x, tensors, outputs = saved[0], saved[1:count], saved[count:]
+        norm, pairs, needed = _norm(tensors, ctx.eps), _pairs(ctx.geometry, tensors), ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return _differentiable(ctx.needs_input_grad, x, scale, shift, _pairs(geometry, weights), grads)
-        needed = [*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:]]
+            return None, None, *_differentiable(needed, [x, *tensors], norm, pairs, grads)
         full = [
-            (torch.zeros_like(y) if grad is None else _dense(grad)) if place % 3 == 0 else grad
+            (torch.zeros_like(y) if grad is None else dense(grad)) if place % 3 == 0 else grad
             for place, (y, grad) in enumerate(zip(outputs, grads, strict=True))
         ]
-        pairs = _pairs(geometry, weights)
-        found = launch.backward(_dense(x), scale, shift, pairs, outputs, full, needed)
-        return *found[:3], None, *found[3:]
+        return None, None, *launch.backward(dense(x), norm, pairs, outputs, full, needed)
 
 
-def _pairs(geometry: Sequence[tuple[int, int]], weights: Sequence[Tensor]) -> list[Pair]:
-    return [Pair(weights[2 * i], weights[2 * i + 1], *geometry[i]) for i in range(len(geometry))]
+def _norm(tensors: Sequence[Tensor | None], eps: float) -> Norm | None:
+    mean, var, weight, bias = tensors[:4]
+    return None if mean is None or var is None else Norm(mean, var, weight, bias, eps)
+
+
+def _pairs(geometry: Sequence[tuple[int, int]], tensors: Sequence[Any]) -> list[Pair]:
+    return [Pair(tensors[4 + 2 * i], tensors[5 + 2 * i], *each) for i, each in enumerate(geometry)]
 
 
 def _differentiable(
     needed: Sequence[bool],
-    x: Tensor,
-    scale: Tensor | None,
-    shift: Tensor | None,
+    tensors: Sequence[Tensor | None],
+    norm: Norm | None,
     pairs: Sequence[Pair],
     grads: Sequence[Tensor | None],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients by the plain formula, so that they can be differentiated again."""
-    tensors = [x, scale, shift, None, *(weight for pair in pairs for weight in pair[:2])]
+    """The gradients of x and the others by the plain formula, so that they can be differentiated again."""
     inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None]
-    outputs = [output for pair in pairs for output in plain_separable(x, scale, shift, *pair)]
+    x = tensors[0]
+    assert x is not None
+    outputs = [output for pair in pairs for output in plain_separable(x, norm, pair)]
     used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
     if not used:
         return (None,) * len(needed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from numba import types
 
-from nasengine.kernels.bands import begin, convolve_band, first_image, output_pixels, rectify_band
+from nasengine.kernels.bands import begin, convolve_band, first_image, norm_at, output_pixels, rectify_band
+from nasengine.kernels.norms import inverse_deviation, optional, put, put_moment_gradients
 from nasengine.kernels.table import (
     AT_G,
     AT_GRAD_U,
@@ -16,13 +17,18 @@ from nasengine.kernels.table import (
     BAND,
     CHANNELS,
     CHUNKS,
+    DEPTHWISE,
     DILATION,
     DONE,
+    EPS,
+    GAMMA,
+    GRAD_BETA,
     GRAD_DEPTHWISE,
+    GRAD_GAMMA,
     GRAD_MEAN,
+    GRAD_NORM_MEAN,
+    GRAD_NORM_VAR,
     GRAD_POINTWISE,
-    GRAD_SCALE,
-    GRAD_SHIFT,
     GRAD_U,
     GRAD_VAR,
     GRAD_X,
@@ -32,10 +38,9 @@ from nasengine.kernels.table import (
     KERNEL,
     MEAN,
     NEXT,
+    NORM_VAR,
     OUTPUTS,
     PAIRS,
-    SCALE,
-    SHIFT,
     STRIDE,
     SUMS,
     SUMS_SIZE,
@@ -76,23 +81,20 @@ from nasengine.kernels.vectors import BYTES, LANES, add, claim, load, number, pu
 
 @apart
 def _output_factors(table: int, pair: int, scratch: int) -> None:
-    """a = grad_mean / P - b * mean and b = 2 * grad_var / P of P pixels."""
+    """a = grad_mean / P, b = 2 * grad_var / P of P pixels, and the mean."""
     outputs, pixels = entry(pair, OUTPUTS), output_pixels(table, pair) * entry(table, IMAGES)
     to, second = factors_at(pair, scratch, entry(table, CHANNELS)), blocks(outputs) * BYTES
-    clear(to, 2 * second)
+    clear(to, 3 * second)
     for output in range(outputs):
-        a, b = 0.0, 0.0
-        if entry(pair, GRAD_VAR):
-            b = 2.0 * number(entry(pair, GRAD_VAR) + 4 * output) / pixels
-            a = -b * number(entry(pair, MEAN) + 4 * output)
-        if entry(pair, GRAD_MEAN):
-            a += number(entry(pair, GRAD_MEAN) + 4 * output) / pixels
-        put_number(to + 4 * output, types.float32(a))
-        put_number(to + second + 4 * output, types.float32(b))
+        put(to, output, optional(entry(pair, GRAD_MEAN), output, 0.0) / pixels)
+        put(to + second, output, 2.0 * optional(entry(pair, GRAD_VAR), output, 0.0) / pixels)
+        put(to + 2 * second, output, optional(entry(pair, MEAN), output, 0.0))
 
 
 @apart
-def _weight_gradients(table: int, pair: int, rows: int, block: int, sums: int, scratch: int) -> None:
+def _weight_gradients(
+    table: int, pair: int, image: int, first: int, last: int, block: int, sums: int, scratch: int
+) -> None:
     """Adds those of both convolutions for a block of channels of u, given the gradients of y and v."""
     channels, outputs, stride, width = (
         entry(table, CHANNELS),
@@ -100,10 +102,12 @@ def _weight_gradients(table: int, pair: int, rows: int, block: int, sums: int, s
         entry(pair, STRIDE),
         entry(table, WIDTH),
     )
-    columns, around, v = halved(width, stride), reach(pair), scratch + entry(table, AT_V)
+    columns, around, v, rows = halved(width, stride), reach(pair), scratch + entry(table, AT_V), last - first
     row, pixels = blocks(outputs) * BYTES, rows * halved(width, stride)
-    if entry(pair, GRAD_POINTWISE):
-        convolve_band(table, pair, rows, block, v, scratch)
+    if not entry(pair, GRAD_POINTWISE):
+        rectify_band(table, pair, image, first, last, block, scratch + entry(table, AT_U), scratch)
+    else:
+        convolve_band(table, pair, image, first, last, block, v, scratch)
         matrix = sums + (blocks(channels) * tap_rows(pair) + block * LANES * blocks(outputs)) * BYTES
         for eight in range(0, min(LANES, channels - block * LANES), 8):
             for output in range(0, blocks(outputs) - 1, 2):
@@ -192,21 +196,20 @@ def _input_band(
     grad, kernel = scratch + entry(table, AT_GRAD_U), entry(pair, KERNEL)
     spread = _spread(table, pair, block, scratch) + (_kept_rows(pair) - first) * row
     reverse, rows = depthwise_at(pair, scratch, blocks(channels) + block), bottom - top
-    done = False
-    if stride == 1:
-        source = spread + (top - around) * row
+    done, source = False, spread + (top - around) * row
+    if not entry(pair, DEPTHWISE):
+        done, grad = True, source
+    elif stride == 1:
         done = convolve(source, row, kernel, stride, entry(pair, DILATION), reverse, grad, rows, width)
     if not done:
         _strided_input_band(table, pair, top, bottom, block, spread, scratch)
     offset, lanes = (image * height + top) * width * channels * 4 + block * BYTES, min(LANES, channels - block * LANES)
-    to, a, b = entry(table, GRAD_X), entry(table, SCALE), entry(table, SHIFT)
+    to = entry(table, GRAD_X)
     if to:
         to += offset
-    if a:
-        a, b = a + block * BYTES, b + block * BYTES
     input_gradient(
-        entry(table, X) + offset, width * channels * 4, channels * 4, lanes, a, b, grad, bottom - top, width,
-        to, onto, sums + block * 2 * BYTES,
+        entry(table, X) + offset, width * channels * 4, channels * 4, lanes, norm_at(table, scratch, block), grad,
+        bottom - top, width, to, onto, sums + block * 2 * BYTES,
     )  # fmt: skip
 
 
@@ -225,13 +228,12 @@ def _backward_image(table: int, index: int, image: int, sums: int, scratch: int)
             at, g = start + block * BYTES, scratch + entry(table, AT_G) + block * pixels * BYTES
             a, lanes = factors + block * BYTES, min(LANES, outputs - block * LANES)
             y, grad = entry(pair, Y) + at if entry(pair, GRAD_VAR) else 0, entry(pair, GRAD_Y) + at
-            output_gradient(y, grad, step, pixels, lanes, a, a + blocks(outputs) * BYTES, g)
+            output_gradient(y, grad, step, pixels, lanes, a, blocks(outputs) * BYTES, g)
         for block in range(blocks(channels)):
             if (entry(pair, GRAD_DEPTHWISE) or entry(table, GRAD_U)) and block % 2 == 0:
                 _spread_band(table, pair, first, last, block, min(2, blocks(channels) - block), scratch)
             if by_weights:
-                rectify_band(table, pair, image, first, last, block, scratch)
-                _weight_gradients(table, pair, last - first, block, own, scratch)
+                _weight_gradients(table, pair, image, first, last, block, own, scratch)
             if entry(table, GRAD_U):
                 _input_band(table, pair, image, first, last, block, index > 0, sums, scratch)
 
@@ -243,12 +245,8 @@ def _finish_backward(table: int) -> None:
     for chunk in range(1, entry(table, CHUNKS)):
         for at in range(first, first + size, BYTES):
             store(at, add(load(at), load(at + chunk * size)))
-    for channel in range(channels):
-        lane = first + channel // LANES * 2 * BYTES + channel % LANES * 4
-        if entry(table, GRAD_SCALE):
-            put_number(entry(table, GRAD_SCALE) + 4 * channel, number(lane))
-        if entry(table, GRAD_SHIFT):
-            put_number(entry(table, GRAD_SHIFT) + 4 * channel, number(lane + BYTES))
+    for channel in range(channels if entry(table, NORM_VAR) else 0):
+        _finish_norm(table, channel, first + channel // LANES * 2 * BYTES + channel % LANES * 4)
     for index in range(entry(table, PAIRS)):
         pair = pair_at(table, index)
         outputs, taps, sums = entry(pair, OUTPUTS), tap_count(pair), first + entry(pair, AT_SUMS)
@@ -262,6 +260,18 @@ def _finish_backward(table: int) -> None:
                 for output in range(outputs):
                     to = entry(pair, GRAD_POINTWISE) + (output * channels + channel) * 4
                     put_number(to, number(matrix + channel * row + output * 4))
+
+
+@inlined
+def _finish_norm(table: int, channel: int, sums: int) -> None:
+    inverse = inverse_deviation(entry(table, NORM_VAR), channel, types.float64(number(table + 8 * EPS)))
+    scale = inverse * optional(entry(table, GAMMA), channel, 1.0)
+    by_x, total = types.float64(number(sums)), types.float64(number(sums + BYTES))
+    put_moment_gradients(
+        entry(table, GRAD_NORM_MEAN), entry(table, GRAD_NORM_VAR), channel, scale, by_x, total, inverse
+    )
+    put(entry(table, GRAD_GAMMA), channel, inverse * by_x)
+    put(entry(table, GRAD_BETA), channel, total)
 
 
 @apart

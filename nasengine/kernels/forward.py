@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from numba import types
 
-from nasengine.kernels.bands import begin, convolve_band, first_image, output_pixels, rectify_band
+from nasengine.kernels.bands import begin, convolve_band, first_image, output_pixels
 from nasengine.kernels.table import (
     AT_SUMS,
     AT_U,
@@ -54,8 +54,7 @@ def _forward_image(table: int, pair: int, image: int, scratch: int) -> None:
         last = min(height, first + band)
         pixels = (last - first) * columns
         for block in range(blocks(channels)):
-            rectify_band(table, pair, image, first, last, block, scratch)
-            convolve_band(table, pair, last - first, block, v + block * pixels * BYTES, scratch)
+            convolve_band(table, pair, image, first, last, block, v + block * pixels * BYTES, scratch)
         for block in range(blocks(outputs)):
             lanes, matrix = min(LANES, outputs - block * LANES), matrix_at(pair, scratch, channels, block)
             y = entry(pair, Y) + (image * height + first) * columns * step + block * BYTES

@@ -1,9 +1,10 @@
 """Compiled loops of `nasengine.mixing`, for channels-last float32 on CPUs. Needs numba; imported on first use.
 
-The kernels take the address of a table of int64, see the names of its entries: sizes, and addresses in bytes. Values
-are rows of pixels with channels innermost; a tile is eight pixels of 16 channels, whose sum stays in eight registers
-while the terms pass by. Threads take chunks of pixels from a counter; sums over pixels are kept a chunk and added in
-the order of the chunks by whoever is last, so that the bits do not depend on the threads.
+The kernels take the address of a table of int64, see the names of its entries: sizes, and addresses in bytes, 0 for
+what is not there or not needed. Values are rows of pixels with channels innermost; a tile is eight pixels of a block of
+channels, whose sum stays in eight registers while the terms pass by. Threads take chunks of pixels from a counter; sums
+over pixels are kept a chunk and added in the order of the chunks by whoever is last, so that the bits do not depend on
+the threads.
 """
 # mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call"
 
@@ -11,44 +12,96 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from numba import types
+
+from nasengine.kernels.norms import inverse_deviation, optional, put, put_moment_gradients
 from nasengine.kernels.table import blocks, entry
 from nasengine.kernels.tiles import apart, clear, inlined, moments, read, write
-from nasengine.kernels.vectors import BYTES, LANES, add, claim, fma, load, multiply, store
+from nasengine.kernels.vectors import BYTES, LANES, add, claim, fma, load, multiply, number, store, subtract
 
 NEXT: Final = 0
-DONE: Final = 1
-CHUNKS: Final = 2
-PIXELS: Final = 3
-CHANNELS: Final = 4
-TERMS: Final = 5
-SCALES: Final = 6
-SHIFT: Final = 7
-SUM: Final = 8
-PARTIAL: Final = 9
+"""Counters that threads share: of chunks begun, of threads, of chunks that are done."""
+SLOT: Final = 1
+DONE: Final = 2
+CHUNKS: Final = 3
+PIXELS: Final = 4
+CHANNELS: Final = 5
+TERMS: Final = 6
+SUM: Final = 7
+PARTIAL: Final = 8
+SCRATCH: Final = 9
+"""Of every thread: the mean and the scale of each block of channels of each term, then the shifts of the sum."""
 HEADER: Final = 10
-"""Behind it stand the addresses of the values, and in a backward pass those of their gradients, 0 for none."""
+
+VALUE: Final = 0
+WEIGHT: Final = 1
+MEAN: Final = 2
+VAR: Final = 3
+GAMMA: Final = 4
+BETA: Final = 5
+EPS: Final = 6
+GRAD_VALUE: Final = 7
+GRAD_WEIGHT: Final = 8
+GRAD_MEAN: Final = 9
+GRAD_VAR: Final = 10
+GRAD_GAMMA: Final = 11
+GRAD_BETA: Final = 12
+TERM: Final = 13
 
 _BAND: Final = 128  # pixels that stay in the cache while they are read twice
 
 
 @inlined
-def _value(table: int, term: int) -> int:
-    return entry(table, HEADER + term)
+def _term(table: int, term: int) -> int:
+    return table + 8 * (HEADER + TERM * term)
+
+
+@inlined
+def _row(table: int) -> int:
+    """Bytes from the factors of a term to those of the next."""
+    return 2 * BYTES * blocks(entry(table, CHANNELS))
 
 
 @apart
-def _sum_tile(table: int, scales: int, shift: Any, at: int, step: int, lanes: int) -> None:
+def _begin(table: int) -> int:
+    """Prepares the factors of the thread that asks, and gives their address."""
+    terms, channels, row = entry(table, TERMS), entry(table, CHANNELS), _row(table)
+    size = row * terms + BYTES * blocks(channels)
+    scratch = entry(table, SCRATCH) + claim(table + 8 * SLOT) * size
+    clear(scratch, size)
+    for channel in range(channels):
+        to, shift = scratch + channel // LANES * 2 * BYTES + channel % LANES * 4, 0.0
+        for index in range(terms):
+            term = _term(table, index)
+            weight, inverse = number(entry(term, WEIGHT)), inverse_deviation(entry(term, VAR), channel, _eps(term))
+            put(to, 0, optional(entry(term, MEAN), channel, 0.0))
+            put(to + BYTES, 0, weight * inverse * optional(entry(term, GAMMA), channel, 1.0))
+            shift += weight * optional(entry(term, BETA), channel, 0.0)
+            to += row
+        put(scratch + row * terms, channel, shift)
+    return scratch
+
+
+@inlined
+def _eps(term: int) -> float:
+    return types.float64(number(term + 8 * EPS))
+
+
+@apart
+def _sum_tile(table: int, factors: int, shift: Any, at: int, step: int, lanes: int) -> None:
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = shift
     for term in range(entry(table, TERMS)):
-        scale, value = read(scales + term * step, lanes), _value(table, term) + at
-        a0 = fma(scale, read(value, lanes), a0)
-        a1 = fma(scale, read(value + step, lanes), a1)
-        a2 = fma(scale, read(value + 2 * step, lanes), a2)
-        a3 = fma(scale, read(value + 3 * step, lanes), a3)
-        a4 = fma(scale, read(value + 4 * step, lanes), a4)
-        a5 = fma(scale, read(value + 5 * step, lanes), a5)
-        a6 = fma(scale, read(value + 6 * step, lanes), a6)
-        a7 = fma(scale, read(value + 7 * step, lanes), a7)
+        value = entry(_term(table, term), VALUE) + at
+        mean, scale = load(factors), load(factors + BYTES)
+        a0 = fma(scale, subtract(read(value, lanes), mean), a0)
+        a1 = fma(scale, subtract(read(value + step, lanes), mean), a1)
+        a2 = fma(scale, subtract(read(value + 2 * step, lanes), mean), a2)
+        a3 = fma(scale, subtract(read(value + 3 * step, lanes), mean), a3)
+        a4 = fma(scale, subtract(read(value + 4 * step, lanes), mean), a4)
+        a5 = fma(scale, subtract(read(value + 5 * step, lanes), mean), a5)
+        a6 = fma(scale, subtract(read(value + 6 * step, lanes), mean), a6)
+        a7 = fma(scale, subtract(read(value + 7 * step, lanes), mean), a7)
+        factors += _row(table)
     to = entry(table, SUM) + at
     write(to, a0, lanes)
     write(to + step, a1, lanes)
@@ -61,29 +114,31 @@ def _sum_tile(table: int, scales: int, shift: Any, at: int, step: int, lanes: in
 
 
 @apart
-def _sum_pixel(table: int, scales: int, shift: Any, at: int, step: int, lanes: int) -> None:
+def _sum_pixel(table: int, factors: int, shift: Any, at: int, lanes: int) -> None:
     total = shift
     for term in range(entry(table, TERMS)):
-        total = fma(read(scales + term * step, lanes), read(_value(table, term) + at, lanes), total)
+        away = subtract(read(entry(_term(table, term), VALUE) + at, lanes), load(factors))
+        total = fma(load(factors + BYTES), away, total)
+        factors += _row(table)
     write(entry(table, SUM) + at, total, lanes)
 
 
 @apart
-def _forward_chunk(table: int, first: int, last: int) -> None:
+def _forward_chunk(table: int, scratch: int, first: int, last: int) -> None:
     channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
     for block in range(blocks(channels)):
-        lanes, offset = min(LANES, channels - LANES * block), BYTES * block
-        scales, shift = entry(table, SCALES) + offset, read(entry(table, SHIFT) + offset, lanes)
+        lanes, offset, factors = min(LANES, channels - LANES * block), BYTES * block, scratch + 2 * BYTES * block
+        shift = load(scratch + _row(table) * entry(table, TERMS) + offset)
         tiled = first + (last - first) // 8 * 8
         for pixel in range(first, tiled, 8):
-            _sum_tile(table, scales, shift, pixel * step + offset, step, lanes)
+            _sum_tile(table, factors, shift, pixel * step + offset, step, lanes)
         for pixel in range(tiled, last):
-            _sum_pixel(table, scales, shift, pixel * step + offset, step, lanes)
+            _sum_pixel(table, factors, shift, pixel * step + offset, lanes)
 
 
 @apart
-def _gradient_tile(table: int, scales: int, sums: int, at: int, step: int, lanes: int) -> None:
-    """Gradients of eight pixels of all values, their share of those of the scales, and last of that of the shift."""
+def _gradient_tile(table: int, factors: int, sums: int, at: int, step: int, lanes: int) -> None:
+    """Gradients of eight pixels of all values, their share of the sums of g * (value - mean), and last of that of g."""
     grad, terms, row = entry(table, SUM) + at, entry(table, TERMS), BYTES * blocks(entry(table, CHANNELS))
     g0, g1, g2, g3 = (
         read(grad, lanes),
@@ -99,14 +154,19 @@ def _gradient_tile(table: int, scales: int, sums: int, at: int, step: int, lanes
         read(grad + 3 * step, lanes),
     )
     for term in range(terms):
-        value, to = _value(table, term) + at, _value(table, terms + term)
-        one, other = fma(g0, read(value, lanes), load(sums)), multiply(g1, read(value + step, lanes))
-        one, other = fma(g2, read(value + 2 * step, lanes), one), fma(g3, read(value + 3 * step, lanes), other)
-        one, other = fma(g4, read(value + 4 * step, lanes), one), fma(g5, read(value + 5 * step, lanes), other)
-        one, other = fma(g6, read(value + 6 * step, lanes), one), fma(g7, read(value + 7 * step, lanes), other)
+        value, to = entry(_term(table, term), VALUE) + at, entry(_term(table, term), GRAD_VALUE)
+        mean = load(factors)
+        one = fma(g0, subtract(read(value, lanes), mean), load(sums))
+        other = multiply(g1, subtract(read(value + step, lanes), mean))
+        one = fma(g2, subtract(read(value + 2 * step, lanes), mean), one)
+        other = fma(g3, subtract(read(value + 3 * step, lanes), mean), other)
+        one = fma(g4, subtract(read(value + 4 * step, lanes), mean), one)
+        other = fma(g5, subtract(read(value + 5 * step, lanes), mean), other)
+        one = fma(g6, subtract(read(value + 6 * step, lanes), mean), one)
+        other = fma(g7, subtract(read(value + 7 * step, lanes), mean), other)
         store(sums, add(one, other))
         if to:
-            scale, to = read(scales + term * step, lanes), to + at
+            scale, to = load(factors + BYTES), to + at
             write(to, multiply(scale, g0), lanes)
             write(to + step, multiply(scale, g1), lanes)
             write(to + 2 * step, multiply(scale, g2), lanes)
@@ -116,34 +176,52 @@ def _gradient_tile(table: int, scales: int, sums: int, at: int, step: int, lanes
             write(to + 6 * step, multiply(scale, g6), lanes)
             write(to + 7 * step, multiply(scale, g7), lanes)
         sums += row
+        factors += 2 * row
     store(sums, add(load(sums), add(add(add(g0, g1), add(g2, g3)), add(add(g4, g5), add(g6, g7)))))
 
 
 @apart
-def _gradient_pixel(table: int, scales: int, sums: int, at: int, step: int, lanes: int) -> None:
+def _gradient_pixel(table: int, factors: int, sums: int, at: int, lanes: int) -> None:
     terms, row = entry(table, TERMS), BYTES * blocks(entry(table, CHANNELS))
     grad = read(entry(table, SUM) + at, lanes)
     for term in range(terms):
-        store(sums, fma(grad, read(_value(table, term) + at, lanes), load(sums)))
-        to = _value(table, terms + term)
+        away = subtract(read(entry(_term(table, term), VALUE) + at, lanes), load(factors))
+        store(sums, fma(grad, away, load(sums)))
+        to = entry(_term(table, term), GRAD_VALUE)
         if to:
-            write(to + at, multiply(read(scales + term * step, lanes), grad), lanes)
+            write(to + at, multiply(load(factors + BYTES), grad), lanes)
         sums += row
+        factors += 2 * row
     store(sums, add(load(sums), grad))
 
 
 @apart
-def _backward_chunk(table: int, sums: int, first: int, last: int) -> None:
+def _backward_chunk(table: int, scratch: int, sums: int, first: int, last: int) -> None:
     channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
     clear(sums, BYTES * blocks(channels) * (entry(table, TERMS) + 1))
     for block in range(blocks(channels)):
-        lanes, offset = min(LANES, channels - LANES * block), BYTES * block
-        scales = entry(table, SCALES) + offset
+        lanes, offset, factors = min(LANES, channels - LANES * block), BYTES * block, scratch + 2 * BYTES * block
         tiled = first + (last - first) // 8 * 8
         for pixel in range(first, tiled, 8):
-            _gradient_tile(table, scales, sums + offset, pixel * step + offset, step, lanes)
+            _gradient_tile(table, factors, sums + offset, pixel * step + offset, step, lanes)
         for pixel in range(tiled, last):
-            _gradient_pixel(table, scales, sums + offset, pixel * step + offset, step, lanes)
+            _gradient_pixel(table, factors, sums + offset, pixel * step + offset, lanes)
+
+
+@apart
+def _finish_term(term: int, channels: int, sums: int, totals: int) -> None:
+    """The gradients of all that the scale and shift of a term are made of."""
+    weight, of_weight = types.float64(number(entry(term, WEIGHT))), 0.0
+    for channel in range(channels):
+        by_x, total = optional(sums, channel, 0.0), optional(totals, channel, 0.0)
+        inverse = inverse_deviation(entry(term, VAR), channel, _eps(term))
+        gamma, beta = optional(entry(term, GAMMA), channel, 1.0), optional(entry(term, BETA), channel, 0.0)
+        scale = weight * gamma * inverse
+        put_moment_gradients(entry(term, GRAD_MEAN), entry(term, GRAD_VAR), channel, scale, by_x, total, inverse)
+        put(entry(term, GRAD_GAMMA), channel, weight * inverse * by_x)
+        put(entry(term, GRAD_BETA), channel, weight * total)
+        of_weight += gamma * inverse * by_x + beta * total
+    put(entry(term, GRAD_WEIGHT), 0, of_weight)
 
 
 @inlined
@@ -154,38 +232,68 @@ def _first(table: int, chunk: int) -> int:
 @apart
 def run_mixing_forward(table: int) -> None:
     """Writes SUM."""
-    chunks = entry(table, CHUNKS)
+    chunks, scratch = entry(table, CHUNKS), _begin(table)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
-        _forward_chunk(table, _first(table, chunk), _first(table, chunk + 1))
+        _forward_chunk(table, scratch, _first(table, chunk), _first(table, chunk + 1))
         chunk = claim(table + 8 * NEXT)
 
 
 @apart
 def run_mixing_backward(table: int) -> None:
-    """Reads the gradient of SUM there; the sums over all pixels end in the first chunk of PARTIAL."""
-    chunks, size = entry(table, CHUNKS), BYTES * blocks(entry(table, CHANNELS)) * (entry(table, TERMS) + 1)
+    """Reads the gradient of SUM there, and writes those of the terms."""
+    chunks, scratch, partial = entry(table, CHUNKS), _begin(table), entry(table, PARTIAL)
+    terms, row = entry(table, TERMS), BYTES * blocks(entry(table, CHANNELS))
+    size = row * (terms + 1)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
-        _backward_chunk(table, entry(table, PARTIAL) + chunk * size, _first(table, chunk), _first(table, chunk + 1))
+        _backward_chunk(table, scratch, partial + chunk * size, _first(table, chunk), _first(table, chunk + 1))
         if claim(table + 8 * DONE) == chunks - 1:
             for other in range(1, chunks):
-                for at in range(entry(table, PARTIAL), entry(table, PARTIAL) + size, BYTES):
+                for at in range(partial, partial + size, BYTES):
                     store(at, add(load(at), load(at + other * size)))
+            for index in range(terms):
+                _finish_term(_term(table, index), entry(table, CHANNELS), partial + index * row, partial + terms * row)
         chunk = claim(table + 8 * NEXT)
 
 
 @apart
+def _chunk_moments(table: int, chunk: int) -> None:
+    channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
+    first, last = _first(table, chunk), _first(table, chunk + 1)
+    for start in range(first, last, _BAND):
+        pixels, at = min(_BAND, last - start), entry(_term(table, 0), VALUE) + start * step
+        for block in range(blocks(channels)):
+            sums = entry(table, PARTIAL) + 2 * BYTES * (chunk * blocks(channels) + block)
+            lanes = min(LANES, channels - LANES * block)
+            moments(at + BYTES * block, step, pixels, lanes, start - first, sums)
+
+
+@apart
+def _finish_moments(table: int) -> None:
+    """Mean and biased variance over all chunks, from those of each."""
+    chunks, pixels, size = entry(table, CHUNKS), entry(table, PIXELS), _row(table)
+    for channel in range(entry(table, CHANNELS)):
+        first = entry(table, PARTIAL) + channel // LANES * 2 * BYTES + channel % LANES * 4
+        mean, squares = 0.0, 0.0
+        for chunk in range(chunks):
+            count = _first(table, chunk + 1) - _first(table, chunk)
+            mean += count * types.float64(number(first + chunk * size)) / pixels
+        for chunk in range(chunks):
+            away = types.float64(number(first + chunk * size)) - mean
+            count = _first(table, chunk + 1) - _first(table, chunk)
+            squares += types.float64(number(first + chunk * size + BYTES)) + count * away * away
+        put(entry(_term(table, 0), MEAN), channel, mean)
+        put(entry(_term(table, 0), VAR), channel, squares / pixels)
+
+
+@apart
 def run_moments(table: int) -> None:
-    """Writes to every chunk of PARTIAL, a block of channels after the other: means, and sums of squared deviations."""
-    chunks, channels, step = entry(table, CHUNKS), entry(table, CHANNELS), 4 * entry(table, CHANNELS)
+    """Writes MEAN and VAR of the one term."""
+    chunks = entry(table, CHUNKS)
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
-        first, last = _first(table, chunk), _first(table, chunk + 1)
-        for start in range(first, last, _BAND):
-            pixels, at = min(_BAND, last - start), _value(table, 0) + start * step
-            for block in range(blocks(channels)):
-                sums = entry(table, PARTIAL) + 2 * BYTES * (chunk * blocks(channels) + block)
-                lanes = min(LANES, channels - LANES * block)
-                moments(at + BYTES * block, step, pixels, lanes, start - first, sums)
+        _chunk_moments(table, chunk)
+        if claim(table + 8 * DONE) == chunks - 1:
+            _finish_moments(table)
         chunk = claim(table + 8 * NEXT)

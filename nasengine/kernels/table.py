@@ -25,28 +25,36 @@ HEIGHT: Final = 6
 WIDTH: Final = 7
 PAIRS: Final = 8
 X: Final = 9
-SCALE: Final = 10
-SHIFT: Final = 11
-GRAD_X: Final = 12
-GRAD_SCALE: Final = 13
-GRAD_SHIFT: Final = 14
-GRAD_U: Final = 15
-"""Whether one of the three is needed."""
-SCRATCH: Final = 16
-SCRATCH_SIZE: Final = 17
-SUMS: Final = 18
-SUMS_SIZE: Final = 19
-AT_U: Final = 20
+EPS: Final = 10
+NORM_MEAN: Final = 11
+"""The batch norm of x: its moments and, unless 0, its learned scale and shift."""
+NORM_VAR: Final = 12
+GAMMA: Final = 13
+BETA: Final = 14
+GRAD_X: Final = 15
+GRAD_NORM_MEAN: Final = 16
+GRAD_NORM_VAR: Final = 17
+GRAD_GAMMA: Final = 18
+GRAD_BETA: Final = 19
+GRAD_U: Final = 20
+"""Whether one of the five is needed."""
+SCRATCH: Final = 21
+SCRATCH_SIZE: Final = 22
+SUMS: Final = 23
+SUMS_SIZE: Final = 24
+AT_NORM: Final = 25
+"""Of each block of channels the mean, the scale and the shift: the norm gives scale * (x - mean) + shift."""
+AT_U: Final = 26
 """Rows of a block of channels of u in their border of zeros."""
-AT_V: Final = 21
+AT_V: Final = 27
 """Rows of v: of all channels forward, of one block backward."""
-AT_G: Final = 22
+AT_G: Final = 28
 """Rows of the gradient of y, all channels."""
-AT_SPREAD: Final = 23
+AT_SPREAD: Final = 29
 """Rows of the gradient of v in their border, all channels, behind the rows that are needed again."""
-AT_GRAD_U: Final = 24
+AT_GRAD_U: Final = 30
 """Rows of a block of channels of the gradient of u."""
-HEADER: Final = 25
+HEADER: Final = 31
 
 KERNEL: Final = 0
 STRIDE: Final = 1
@@ -55,6 +63,7 @@ OUTPUTS: Final = 3
 BAND: Final = 4
 """Rows of the output that are computed at a time."""
 DEPTHWISE: Final = 5
+"""0 where there is no depthwise convolution: then kernel and stride are 1, and v is u."""
 POINTWISE: Final = 6
 Y: Final = 7
 MEAN: Final = 8
@@ -150,7 +159,7 @@ def transpose_at(pair: int, scratch: int, channels: int, block: int) -> int:
 
 @inlined
 def factors_at(pair: int, scratch: int, channels: int) -> int:
-    """Where (2, blocks of outputs, LANES) are: what those of mean and var add to the gradient of y, a + b * y."""
+    """Where (3, blocks of outputs, LANES) are: a, b, mean; the gradient of y has a + b * (y - mean) more."""
     return transpose_at(pair, scratch, channels, blocks(channels))
 
 
@@ -187,7 +196,7 @@ def pack(table: int, pair: int, scratch: int) -> None:
     for channel in range(channels):
         to = depthwise_at(pair, scratch, channel // LANES) + channel % LANES * 4
         reverse = to + blocks(channels) * tap_rows(pair) * BYTES
-        for tap in range(taps):
+        for tap in range(taps if weight else 0):
             value = number(weight + (channel * taps + tap) * 4)
             put_number(to + tap * BYTES, value)
             put_number(reverse + (taps - 1 - tap) * BYTES, value)

@@ -103,18 +103,18 @@ def move(source: int, to: int, size: int) -> None:
 
 @apart
 def rectify(
-    x: int, x_row: int, x_step: int, lanes: int, a: int, b: int, u: int, u_row: int, rows: int, columns: int
+    x: int, x_row: int, x_step: int, lanes: int, norm: int, u: int, u_row: int, rows: int, columns: int
 ) -> None:
-    """u = relu(x), or relu(a * x + b) where a and b are addresses and not 0."""
-    scale, shift = zeros(), zeros()
-    if a:
-        scale, shift = read(a, lanes), read(b, lanes)
+    """u = relu(x), or relu(scale * (x - mean) + shift) where the address of mean, scale and shift is not 0."""
+    mean, scale, shift = zeros(), zeros(), zeros()
+    if norm:
+        mean, scale, shift = load(norm), load(norm + BYTES), load(norm + 2 * BYTES)
     for y in range(rows):
         at, to = x + y * x_row, u + y * u_row
         for _ in range(columns):
             value = read(at, lanes)
-            if a:
-                value = fma(scale, value, shift)
+            if norm:
+                value = fma(scale, subtract(value, mean), shift)
             store(to, rectified(value))
             at += x_step
             to += BYTES
@@ -348,13 +348,13 @@ def matrix_gradient_of_two(v: int, g: int, plane: int, pixels: int, sums: int, r
 
 
 @apart
-def output_gradient(y: int, grad: int, step: int, pixels: int, lanes: int, a: int, b: int, g: int) -> None:
-    """g = grad + a + b * y of dense pixels; without the last where y is 0."""
-    constant, slope = load(a), load(b)
+def output_gradient(y: int, grad: int, step: int, pixels: int, lanes: int, a: int, apart: int, g: int) -> None:
+    """g = grad + a + b * (y - mean) of dense pixels; without the last where y is 0; b, mean are `apart` from a."""
+    constant, slope, mean = load(a), load(a + apart), load(a + 2 * apart)
     for _ in range(pixels):
         value = constant
         if y:
-            value = fma(slope, read(y, lanes), constant)
+            value = fma(slope, subtract(read(y, lanes), mean), constant)
             y += step
         store(g, add(read(grad, lanes), value))
         grad += step
@@ -363,19 +363,21 @@ def output_gradient(y: int, grad: int, step: int, pixels: int, lanes: int, a: in
 
 @apart
 def input_gradient(
-    x: int, x_row: int, x_step: int, lanes: int, a: int, b: int, grad: int, rows: int, columns: int,
+    x: int, x_row: int, x_step: int, lanes: int, norm: int, grad: int, rows: int, columns: int,
     to: int, onto: bool, sums: int,
 ) -> None:  # fmt: skip
-    """The gradient of x (at `to`, unless that is 0) from that of u (dense), and the sums that a and b need."""
-    scale, shift, by_x, total = zeros(), zeros(), zeros(), zeros()
-    if a:
-        scale, shift, by_x, total = read(a, lanes), read(b, lanes), load(sums), load(sums + BYTES)
+    """The gradient of x (at `to`, unless that is 0) from that of u (dense), and the sums that the norm needs."""
+    mean, scale, shift, by_x, total = zeros(), zeros(), zeros(), zeros(), zeros()
+    if norm:
+        mean, scale, shift = load(norm), load(norm + BYTES), load(norm + 2 * BYTES)
+        by_x, total = load(sums), load(sums + BYTES)
     for y in range(rows):
         for column in range(columns):
             offset = y * x_row + column * x_step
             input = read(x + offset, lanes)
             value = load(grad)
-            if a:
+            if norm:
+                input = subtract(input, mean)
                 value = gate(value, fma(scale, input, shift))
                 by_x, total = fma(value, input, by_x), add(total, value)
                 value = multiply(scale, value)
@@ -386,6 +388,6 @@ def input_gradient(
                     value = add(value, read(to + offset, lanes))
                 write(to + offset, value, lanes)
             grad += BYTES
-    if a:
+    if norm:
         store(sums, by_x)
         store(sums + BYTES, total)
