@@ -14,23 +14,51 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nasengine.errors import reason
 
-if TYPE_CHECKING:
-    from nasengine.separable import Norm, Pair
-
 _CHUNKS: Final = 16
 """Most parts that a batch is cut into: as many threads are of use."""
 _SLACK: Final = 2048  # bytes: tiles read up to seven pixels too far
 _PIXELS: Final = 128
 """Of the output, that go through everything at a time: some rows."""
-_NO_GRADIENTS: Final = (0,) * 6
+_NO_GRADIENTS: Final = (0,) * 8
 _local = threading.local()
+
+
+class Pair(NamedTuple):
+    """A depthwise convolution with the 1x1 convolution behind it.
+
+    Attributes:
+        depthwise: weight (C, 1, k, k), k odd; None for the 1x1 convolution alone, of stride 1.
+        pointwise: weight (C2, C, 1, 1).
+        stride: 1 or 2.
+        dilation: 1 or 2.
+    """
+
+    depthwise: Tensor | None
+    pointwise: Tensor
+    stride: int = 1
+    dilation: int = 1
+
+    @property
+    def kernel(self) -> int:
+        """k, 1 without a depthwise convolution."""
+        return 1 if self.depthwise is None else self.depthwise.shape[-1]
+
+
+class Norm(NamedTuple):
+    """A batch norm by given moments: weight * (x - mean) / sqrt(var + eps) + bias, all of shape (C,)."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
 
 
 @functools.cache
@@ -59,7 +87,8 @@ def forward(x: Tensor, norm: Norm | None, pairs: Sequence[Pair]) -> tuple[Tensor
         shape = (images, channels, _halved(height, pair.stride), _halved(width, pair.stride))
         outputs.append(torch.empty(shape, memory_format=torch.channels_last))
         outputs += torch.empty((2, channels)).unbind()
-    _launch(False, x, norm, pairs, outputs, [None] * len(outputs), [None] * (5 + 2 * len(pairs)))
+    nothing = [None] * (5 + 3 * len(pairs))
+    _launch(False, x, norm, pairs, outputs, nothing, nothing, nothing)
     return tuple(outputs)
 
 
@@ -69,24 +98,20 @@ def backward(
     pairs: Sequence[Pair],
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """The gradients that are needed of x, of the four tensors of its norm, and of the weights of every pair.
+    scales: Sequence[Tensor | None],
+    found: Sequence[Tensor | None],
+    onto: bool = False,
+) -> None:
+    """Writes the gradients of x, of the four tensors of its norm, and of the weights of every pair, if there is memory.
 
     Args:
         outputs: what `forward` gave.
         grads: theirs; those of y in channels-last, those of mean and var may be None.
-        needed: for each gradient in the order in which they are given back.
+        scales: (C2,) of each pair, what the given gradient of its y has to be multiplied by; None for 1.
+        found: memory for the gradients, that of x in channels-last; None for what is not needed.
+        onto: whether the gradient of x is added to what is there.
     """
-    inputs = [x, *((None,) * 4 if norm is None else norm[:4]), *(weight for pair in pairs for weight in pair[:2])]
-    found = [
-        torch.empty(tensor.shape, memory_format=torch.channels_last if tensor is x else torch.contiguous_format)
-        if need and tensor is not None
-        else None
-        for tensor, need in zip(inputs, needed, strict=True)
-    ]
-    _launch(True, x, norm, pairs, outputs, grads, found)
-    return found
+    _launch(True, x, norm, pairs, outputs, grads, found, scales, onto)
 
 
 def _halved(size: int, stride: int) -> int:
@@ -117,7 +142,7 @@ def _plan(
         band = min(rows, -(-_PIXELS // columns))
         ends.append((band, sums, end))
         end += 16 * (taps + stride * stride * (1 + kernel * kernel))
-        end = -(-end // 64) * 64 + (2 * blocks * taps + wide * channels + blocks * outputs + 3 * wide) * BYTES
+        end = -(-end // 64) * 64 + (2 * blocks * taps + wide * channels + blocks * outputs + 4 * wide) * BYTES
         sums += blocks * (taps + LANES * wide) * BYTES if back else 2 * wide * BYTES
         u = max(u, ((band - 1) * stride + 2 * reach + 1) * (width + 2 * reach))
         v = max(v, band * columns * (1 if back else blocks))
@@ -140,6 +165,8 @@ def _launch(
     outputs: Sequence[Tensor],
     grads: Sequence[Tensor | None],
     found: Sequence[Tensor | None],
+    scales: Sequence[Tensor | None],
+    onto: bool = False,
 ) -> None:
     images, channels, height, width = x.shape
     shapes = tuple((pair.kernel, pair.stride, pair.dilation, pair.pointwise.shape[0]) for pair in pairs)
@@ -150,7 +177,7 @@ def _launch(
     held = [None if tensor is None else tensor.contiguous() for tensor in ((None,) * 4 if norm is None else norm[:4])]
     table = [0, 0, 0, chunks, images, channels, height, width, len(pairs), _address(x)]
     table += [_bits(0.0 if norm is None else norm.eps), *map(_address, (*held, *found[:5]))]
-    table += [any(tensor is not None for tensor in found[:5]), base, size, base + size * threads, sums, *places]
+    table += [any(tensor is not None for tensor in found[:5]), onto, base, size, base + size * threads, sums, *places]
     for index, (pair, shape, (band, at_sums, at_weights)) in enumerate(zip(pairs, shapes, divided, strict=True)):
         weights = [None if weight is None else weight.contiguous() for weight in pair[:2]]
         held += weights
@@ -159,7 +186,7 @@ def _launch(
             *map(_address, grads[3 * index : 3 * index + 3]),
             *map(_address, found[5 + 2 * index : 7 + 2 * index]),
         ]
-        table += [at_sums, at_weights]
+        table += [_address(scales[index]), at_sums, at_weights]
     _run("backward" if back else "forward", table, threads)
 
 
@@ -172,30 +199,43 @@ def _workspace(size: int) -> int:
 
 
 class Term(NamedTuple):
-    """A term of a weighted sum of normed values: weights[option] * (gamma * (values - mean) / sqrt(var + eps) + beta).
-
-    Or its gradients. What is None is left out.
+    """A term of a weighted sum: weights[option] times values, or times what their norm makes of them.
 
     Attributes:
         values: (N, C, H, W) in channels-last.
         weights: (options,).
-        mean, var, gamma, beta: (C,).
+        norm: with tensors (C,); the variance may be None in place of one that makes no difference.
     """
 
     values: Tensor
     weights: Tensor
     option: int
-    mean: Tensor | None = None
-    var: Tensor | None = None
-    gamma: Tensor | None = None
-    beta: Tensor | None = None
-    eps: float = 0.0
+    norm: Norm | None
 
     def dense(self) -> Term:
         """With all tensors as the kernels read them."""
         values = self.values.contiguous(memory_format=torch.channels_last)
-        mean, var, gamma, beta = (None if tensor is None else tensor.contiguous() for tensor in self[3:7])
-        return Term(values, self.weights.contiguous(), self.option, mean, var, gamma, beta, self.eps)
+        return Term(values, self.weights.contiguous(), self.option, self.norm)
+
+
+class Found(NamedTuple):
+    """Memory for the gradients of a term; None for what is not needed.
+
+    Attributes:
+        weights: (options,), of which the one of the term is written.
+        scale: (C,), for what the values are multiplied by, which their gradient is to that of the sum.
+        onto: whether the gradient of the values is added to what is there.
+    """
+
+    values: Tensor | None
+    weights: Tensor | None
+    option: int
+    mean: Tensor | None
+    var: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
+    scale: Tensor | None
+    onto: bool = False
 
 
 def mix(terms: Sequence[Term]) -> Tensor:
@@ -205,7 +245,7 @@ def mix(terms: Sequence[Term]) -> Tensor:
     return total
 
 
-def unmix(terms: Sequence[Term], grad: Tensor, found: Sequence[Term]) -> None:
+def unmix(terms: Sequence[Term], grad: Tensor, found: Sequence[Found]) -> None:
     """Writes the gradients of all terms, given that of their sum in channels-last."""
     _mixing("mixing_backward", terms, grad, found)
 
@@ -213,11 +253,11 @@ def unmix(terms: Sequence[Term], grad: Tensor, found: Sequence[Term]) -> None:
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (C,) of values (N, C, H, W) in channels-last."""
     mean, var = torch.empty((2, values.shape[1])).unbind()
-    _mixing("moments", [Term(values, mean, 0, mean, var)], None, [None])
+    _mixing("moments", [Term(values, mean, 0, Norm(mean, var))], None, [None])
     return mean, var
 
 
-def _mixing(kernel: str, terms: Sequence[Term], total: Tensor | None, found: Sequence[Term | None]) -> None:
+def _mixing(kernel: str, terms: Sequence[Term], total: Tensor | None, found: Sequence[Found | None]) -> None:
     """Runs a kernel of `nasengine.kernels.mixing` with the table that it reads."""
     from nasengine.kernels.vectors import BYTES, LANES
 
@@ -228,14 +268,18 @@ def _mixing(kernel: str, terms: Sequence[Term], total: Tensor | None, found: Seq
     threads, partial = min(torch.get_num_threads(), chunks), chunks * row * (count + 1)
     base = _workspace(partial + threads * row * (2 * count + 1))
     table = [0, 0, 0, chunks, pixels, channels, count, _address(total), base, base + partial]
+    held = []  # lives as long as the kernel reads it
     for term, grads in zip(terms, found, strict=True):
-        table += [_address(term.values), _address(term.weights) + 4 * term.option, *map(_address, term[3:7])]
-        table.append(_bits(term.eps))
+        norm = (None,) * 4 if term.norm is None else tuple(t if t is None else t.contiguous() for t in term.norm[:4])
+        held.append(norm)
+        table += [_address(term.values), _address(term.weights) + 4 * term.option, *map(_address, norm)]
+        table.append(_bits(0.0 if term.norm is None else term.norm.eps))
         if grads is None:
             table += _NO_GRADIENTS
         else:
             weight = _address(grads.weights)
-            table += [_address(grads.values), weight and weight + 4 * grads.option, *map(_address, grads[3:7])]
+            table += [_address(grads.values), weight and weight + 4 * grads.option, *map(_address, grads[3:8])]
+            table.append(grads.onto)
     _run(kernel, table, threads)
 
 

@@ -7,7 +7,7 @@ the values, forward and backward, and nothing but the values is kept for the gra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from nasengine import launch
-from nasengine.launch import Term
-from nasengine.separable import Norm, Normalizable, dense, is_fast, is_ordinary, normalized
-from nasengine.supernet import MixedOp, Shared, Zero, decided, once_a_call
+from nasengine.launch import Norm, Term
+from nasengine.separable import Normalizable, dense, is_fast
+from nasengine.supernet import Shared, once_a_call
 
 
 class Unnormed(NamedTuple):
@@ -42,10 +42,6 @@ class Unnormed(NamedTuple):
         return Norm(cast(Tensor, mean), cast(Tensor, var), module.weight, module.bias, module.eps)
 
 
-Row = tuple[Tensor, Sequence[Unnormed | None]]
-"""Weights, shape (options,), with what each of them multiplies; None is zeros."""
-
-
 @runtime_checkable
 class EndsInNorm(Protocol):
     """A module that can leave its last batch norm to others."""
@@ -59,21 +55,19 @@ class Statistics:
 
     found: list[tuple[nn.BatchNorm2d, Tensor, Tensor, int]] = field(default_factory=list)
 
-    def add(self, term: Unnormed) -> None:
-        """Notes the moments of a term, if its norm keeps any. Raises ValueError for one value a channel, as torch."""
-        norm, mean, var = term.module, term.mean, term.var
-        if norm is None or mean is None or var is None or not norm.training:
+    def add(self, module: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
+        """Notes moments of so many values a channel, if the module keeps any; raises ValueError for one, as torch."""
+        if not module.training:
             return
-        if term.values.numel() == len(mean):
-            norm(term.values)  # refuses it
-        if norm.track_running_stats:
-            self.found.append((norm, mean.detach(), var.detach(), term.values.numel() // len(mean)))
+        if count == 1:
+            module(mean[None, :, None, None])  # refuses it
+        if module.track_running_stats:
+            self.found.append((module, mean.detach(), var.detach(), count))
 
     def noted(self, found: Normalizable, module: nn.BatchNorm2d) -> Unnormed:
         """What is to be normed by a module, with its moments noted."""
-        term = Unnormed(found.output, module, found.mean, found.var)
-        self.add(term)
-        return term
+        self.add(module, found.mean, found.var, found.output.numel() // len(found.mean))
+        return Unnormed(found.output, module, found.mean, found.var)
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -92,24 +86,6 @@ class Statistics:
 def _factor(norm: nn.BatchNorm2d) -> float:
     """How far the running moments move; without a momentum they are means over all batches so far."""
     return 1 / int(cast(Tensor, norm.num_batches_tracked)) if norm.momentum is None else float(norm.momentum)
-
-
-def summed(modules: Sequence[nn.Module], inputs: Sequence[Tensor]) -> Tensor:
-    """sum_i modules[i](inputs[i]); soft mixtures as one weighted sum of all their options, where loops are compiled."""
-    mixtures = [module for module in modules if isinstance(module, MixedOp)]
-    weights = [decided(mixture.choice.label) for mixture in mixtures]
-    soft = [weight for weight in weights if isinstance(weight, Tensor)]
-    if len(soft) < len(modules) or not is_fast(inputs[0]):
-        outputs = [module(x) for module, x in zip(modules, inputs, strict=True)]
-        total: Tensor = sum(outputs[1:], start=outputs[0])
-        return total
-    statistics = Statistics()
-    rows = [
-        (row, [None if isinstance(option, Zero) else unnormed(option, x, statistics) for option in mixture.options])
-        for row, mixture, x in zip(soft, mixtures, inputs, strict=True)
-    ]
-    statistics.keep()
-    return mixed(rows)
 
 
 def unnormed(module: nn.Module, x: Tensor, statistics: Statistics) -> Unnormed:
@@ -131,9 +107,7 @@ def measured(values: Tensor, module: nn.BatchNorm2d, statistics: Statistics) -> 
     """Values with their moments, which are noted; without them where the norm takes its running ones."""
     if not module.training and module.running_mean is not None:
         return Unnormed(values, module)
-    term = Unnormed(values, module, *moments(values))
-    statistics.add(term)
-    return term
+    return statistics.noted(Normalizable(values, *moments(values)), module)
 
 
 def moments(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,87 +139,5 @@ class _Moments(torch.autograd.Function):
             found: Tensor = torch.autograd.grad(_plain_moments(values), values, grads, create_graph=True)[0]
             return found
         share = values.new_full((1,), len(mean) / values.numel())
-        return launch.mix([Term(dense(values), share, 0, mean, None, 2 * grad_var, grad_mean.contiguous())])
-
-
-class _Place(NamedTuple):
-    row: int
-    option: int
-    eps: float
-
-
-def mixed(rows: Sequence[Row]) -> Tensor:
-    """The sum of all weights times the normed values of their terms, shape (N, C, H, W)."""
-    places: list[_Place] = []
-    tensors: list[Tensor | None] = [weights for weights, _ in rows]
-    for row, (_, terms) in enumerate(rows):
-        for option, term in enumerate(terms):
-            if term is not None:
-                norm = term.norm()
-                places.append(_Place(row, option, 0.0 if norm is None else norm.eps))
-                tensors += (term.values, *((None,) * 4 if norm is None else norm[:4]))
-    if not (is_fast(cast(Tensor, tensors[len(rows)])) and all(t is None or is_ordinary(t) for t in tensors)):
-        return _plain_mixed(places, tensors)
-    apply: Callable[..., Tensor] = _Mixed.apply
-    return apply(tuple(places), *tensors)
-
-
-def _terms(places: Sequence[_Place], tensors: Sequence[Tensor | None]) -> list[Term]:
-    """What is at the places, of tensors that are the rows of weights, then values and their norm five by five."""
-    before = places[-1].row + 1
-    made = []
-    for index, (row, option, eps) in enumerate(places):
-        values, mean, var, gamma, beta = tensors[before + 5 * index : before + 5 * index + 5]
-        made.append(Term(cast(Tensor, values), cast(Tensor, tensors[row]), option, mean, var, gamma, beta, eps))
-    return made
-
-
-def _plain_mixed(places: Sequence[_Place], tensors: Sequence[Tensor | None]) -> Tensor:
-    """Term by term: the reference."""
-    total: Tensor | None = None
-    for term in _terms(places, tensors):
-        values = term.values
-        if term.mean is not None and term.var is not None:
-            values = normalized(values, Norm(term.mean, term.var, term.gamma, term.beta, term.eps))
-        values = term.weights[term.option] * values
-        total = values if total is None else total + values
-    assert total is not None
-    return total
-
-
-class _Mixed(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, places: tuple[_Place, ...], *tensors: Tensor | None) -> Tensor:
-        ctx.places = places
-        ctx.save_for_backward(*tensors)
-        return launch.mix([term.dense() for term in _terms(places, tensors)])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        places, tensors, needed = ctx.places, ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():  # a graph is asked for
-            inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
-            made = torch.autograd.grad(_plain_mixed(places, tensors), inputs, grad, create_graph=True)
-            found = iter(made)
-            return None, *(next(found) if need else None for need in needed)
-        grads = _empty_grads(tensors, needed, places[-1].row + 1)
-        launch.unmix([term.dense() for term in _terms(places, tensors)], dense(grad), _terms(places, grads))
-        return None, *grads
-
-
-def _empty_grads(tensors: Sequence[Tensor | None], needed: Sequence[bool], rows: int) -> list[Tensor | None]:
-    """Memory for the gradients that are needed; zeros for those of weights, some of which no term has."""
-    vectors = sum(need for place, need in enumerate(needed[rows:]) if place % 5)
-    channels = cast(Tensor, tensors[rows]).shape[1]
-    small = iter(torch.empty(vectors, channels).unbind())
-    grads: list[Tensor | None] = []
-    for place, (tensor, need) in enumerate(zip(tensors, needed, strict=True)):
-        if not need or tensor is None:
-            grads.append(None)
-        elif place < rows:
-            grads.append(torch.zeros(tensor.shape))
-        elif (place - rows) % 5:
-            grads.append(next(small))
-        else:
-            grads.append(torch.empty_like(tensor, memory_format=torch.channels_last))
-    return grads
+        slope = Norm(mean, torch.zeros_like(mean), 2 * grad_var, grad_mean, 1.0)  # 1 / sqrt(0 + 1) is 1
+        return launch.mix([Term(dense(values), share, 0, slope)])

@@ -5,16 +5,18 @@ All take and give images (batch, channels, height, width).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasengine.mixing import Statistics, Unnormed, mixed
-from nasengine.separable import Normalizable, Pair, is_fast, separable, separables
-from nasengine.supernet import MixedOp, Zero, decided, known, once_a_call
+from nasengine.edges import added
+from nasengine.launch import Pair
+from nasengine.mixing import Statistics, Unnormed
+from nasengine.separable import is_fast, separable
+from nasengine.supernet import Zero
 
 
 class FactorizedReduce(nn.Module):
@@ -29,7 +31,7 @@ class FactorizedReduce(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and is_fast(x):
-            return _alone(self, x)
+            return added([self], x, [None])[0]
         even, odd = phases(self.relu(x)).chunk(2, dim=1)
         both = [F.conv2d(even, self.even.weight), F.conv2d(odd, self.odd.weight)]
         reduced: Tensor = self.norm(torch.cat(both, dim=1))
@@ -37,8 +39,7 @@ class FactorizedReduce(nn.Module):
 
     def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
         """What it gives before its batch norm."""
-        found = _begun(self, x) or separable(phases(x), None, self.pair())
-        return statistics.noted(found, self.norm)
+        return statistics.noted(separable(phases(x), None, self.pair()), self.norm)
 
     def pair(self) -> Pair:
         """Both convolutions as one of the two phases of the image."""
@@ -159,24 +160,13 @@ class ReluConvNorm(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         if torch.is_grad_enabled() and is_fast(x):
-            return _alone(self, x)
+            return added([self], x, [None])[0]
         for module in self:
             x = module(x)
         return x
 
-    def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
-        """What it gives before its last batch norm."""
-        (pair, norm), *others = self._halves()
-        half = statistics.noted(_begun(self, x) or separable(x, None, pair), norm)
-        for pair, norm in others:
-            half = statistics.noted(separable(half.values, half.norm(), pair), norm)
-        return half
-
-    def pair(self) -> Pair:
-        """The convolutions that it begins with."""
-        return self._halves()[0][0]
-
-    def _halves(self) -> list[tuple[Pair, nn.BatchNorm2d]]:
+    def halves(self) -> list[tuple[Pair, nn.BatchNorm2d]]:
+        """The convolutions and the norm of each half."""
         halves: list[tuple[Pair, nn.BatchNorm2d]] = []
         convs: list[nn.Conv2d] = []
         for module in self._modules.values():
@@ -188,38 +178,6 @@ class ReluConvNorm(nn.Sequential):
                 halves.append((Pair(depthwise, convs[-1].weight, first.stride[0], first.dilation[0]), module))
                 convs = []
         return halves
-
-
-def _alone(module: ReluConvNorm | FactorizedReduce, x: Tensor) -> Tensor:
-    """What a module gives that is no term of a mixture."""
-    statistics = Statistics()
-    found = module.unnormed(x, statistics)
-    statistics.keep()
-    return mixed([(x.new_ones(1), [found])])
-
-
-def _begun(module: nn.Module, x: Tensor) -> Normalizable | None:
-    """What `begin` has computed of a module for this input."""
-    found = known((id(module), id(x)))
-    return None if found is None else cast(Normalizable, found[1])
-
-
-def begin(modules: Iterable[nn.Module], x: Tensor) -> None:
-    """Computes what the soft mixtures among modules begin with together: the first convolutions of x."""
-    if not is_fast(x):
-        return
-    mixtures = [module for module in modules if isinstance(module, MixedOp)]
-    soft = [mixture for mixture in mixtures if isinstance(decided(mixture.choice.label), Tensor)]
-    options = [option for mixture in soft for option in mixture.options]
-    _begin([option for option in options if isinstance(option, ReluConvNorm)], x, x)
-    reduced = [option for option in options if isinstance(option, FactorizedReduce)]
-    _begin(reduced, x, phases(x) if reduced else x)
-
-
-def _begin(options: Sequence[ReluConvNorm | FactorizedReduce], x: Tensor, given: Tensor) -> None:
-    """Computes what options of x begin with, of `given`."""
-    for option, found in zip(options, separables(given, None, [option.pair() for option in options]), strict=True):
-        once_a_call((id(option), id(x)), lambda found=found: (x, found))  # type: ignore[misc]
 
 
 def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nasengine import launch
+from nasengine.launch import Norm, Pair
 from nasengine.sharding import is_sharded
 
 _formula: ContextVar[bool] = ContextVar("nasengine_formula", default=False)
@@ -43,37 +44,6 @@ def is_fast(x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return launch.compiled()
-
-
-class Pair(NamedTuple):
-    """A depthwise convolution with the 1x1 convolution behind it.
-
-    Attributes:
-        depthwise: weight (C, 1, k, k), k odd; None for the 1x1 convolution alone, of stride 1.
-        pointwise: weight (C2, C, 1, 1).
-        stride: 1 or 2.
-        dilation: 1 or 2.
-    """
-
-    depthwise: Tensor | None
-    pointwise: Tensor
-    stride: int = 1
-    dilation: int = 1
-
-    @property
-    def kernel(self) -> int:
-        """k, 1 without a depthwise convolution."""
-        return 1 if self.depthwise is None else self.depthwise.shape[-1]
-
-
-class Norm(NamedTuple):
-    """A batch norm by given moments: weight * (x - mean) / sqrt(var + eps) + bias, all of shape (C,)."""
-
-    mean: Tensor
-    var: Tensor
-    weight: Tensor | None = None
-    bias: Tensor | None = None
-    eps: float = 1e-5
 
 
 class Normalizable(NamedTuple):
@@ -193,7 +163,14 @@ class _Separables(torch.autograd.Function):
             (torch.zeros_like(y) if grad is None else dense(grad)) if place % 3 == 0 else grad
             for place, (y, grad) in enumerate(zip(outputs, grads, strict=True))
         ]
-        return None, None, *launch.backward(dense(x), norm, pairs, outputs, full, needed)
+        found = [
+            torch.empty(tensor.shape, memory_format=torch.channels_last if tensor is x else torch.contiguous_format)
+            if need and tensor is not None
+            else None
+            for tensor, need in zip([x, *tensors], needed, strict=True)
+        ]
+        launch.backward(dense(x), norm, pairs, outputs, full, [None] * len(pairs), found)
+        return None, None, *found
 
 
 def _norm(tensors: Sequence[Tensor | None], eps: float) -> Norm | None:

@@ -9,9 +9,9 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from nasengine.edges import states_of
 from nasengine.errors import DataError
-from nasengine.mixing import summed
-from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, begin, relu_conv_norm
+from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, relu_conv_norm
 from nasengine.supernet import MixedOp, Shared
 from nasengine.task import Shapes
 
@@ -100,11 +100,7 @@ class SearchCell(nn.Module):
                 self.edges[label] = MixedOp(f"{kind}/{label}", {name: options[name] for name in OPERATIONS})
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
-        states = self.preprocess(before_last, last)
-        for node in range(2, self.nodes + 2):
-            for source in range(0 if node == 2 else node - 1, node):
-                begin((self.edges[f"{source}-{later}"] for later in range(node, self.nodes + 2)), states[source])
-            states.append(summed([self.edges[f"{source}-{node}"] for source in range(node)], states))
+        states = states_of(self.preprocess(before_last, last), self.edges, self.nodes + 1)
         return torch.cat(states[2:], dim=1)
 
     @staticmethod

@@ -12,9 +12,9 @@ import networkx as nx
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
+from nasengine.edges import states_of
 from nasengine.encoding import Graphs, encode_cells
 from nasengine.errors import ArchitectureError, DataError
-from nasengine.mixing import summed
 from nasengine.settings import setting, validate
 from nasengine.space import Benchmark, Space
 from nasengine.supernet import MixedOp, Shared, Zero
@@ -201,10 +201,7 @@ class Cell(nn.Module):
         self.edges = nn.ModuleDict({f"{source}-{node}": module for (source, node), module in edges.items()})
 
     def forward(self, x: Tensor) -> Tensor:
-        states = [x]
-        for node in range(1, NODES):
-            states.append(summed([self.edges[f"{source}-{node}"] for source in range(node)], states))
-        return states[-1]
+        return states_of([x], self.edges, NODES - 1)[-1]
 
 
 def search_cell(channels: int, affine: bool = False) -> Cell:

@@ -29,6 +29,7 @@ from nasengine.kernels.table import (
     GRAD_NORM_MEAN,
     GRAD_NORM_VAR,
     GRAD_POINTWISE,
+    GRAD_SCALE,
     GRAD_U,
     GRAD_VAR,
     GRAD_X,
@@ -39,6 +40,7 @@ from nasengine.kernels.table import (
     MEAN,
     NEXT,
     NORM_VAR,
+    ONTO,
     OUTPUTS,
     PAIRS,
     STRIDE,
@@ -81,14 +83,15 @@ from nasengine.kernels.vectors import BYTES, LANES, add, claim, load, number, pu
 
 @apart
 def _output_factors(table: int, pair: int, scratch: int) -> None:
-    """a = grad_mean / P, b = 2 * grad_var / P of P pixels, and the mean."""
+    """a = grad_mean / P, b = 2 * grad_var / P of P pixels, the mean, and the scale."""
     outputs, pixels = entry(pair, OUTPUTS), output_pixels(table, pair) * entry(table, IMAGES)
     to, second = factors_at(pair, scratch, entry(table, CHANNELS)), blocks(outputs) * BYTES
-    clear(to, 3 * second)
+    clear(to, 4 * second)
     for output in range(outputs):
         put(to, output, optional(entry(pair, GRAD_MEAN), output, 0.0) / pixels)
         put(to + second, output, 2.0 * optional(entry(pair, GRAD_VAR), output, 0.0) / pixels)
         put(to + 2 * second, output, optional(entry(pair, MEAN), output, 0.0))
+        put(to + 3 * second, output, optional(entry(pair, GRAD_SCALE), output, 1.0))
 
 
 @apart
@@ -235,7 +238,7 @@ def _backward_image(table: int, index: int, image: int, sums: int, scratch: int)
             if by_weights:
                 _weight_gradients(table, pair, image, first, last, block, own, scratch)
             if entry(table, GRAD_U):
-                _input_band(table, pair, image, first, last, block, index > 0, sums, scratch)
+                _input_band(table, pair, image, first, last, block, index > 0 or entry(table, ONTO) != 0, sums, scratch)
 
 
 @apart

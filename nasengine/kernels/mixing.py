@@ -46,7 +46,11 @@ GRAD_MEAN: Final = 9
 GRAD_VAR: Final = 10
 GRAD_GAMMA: Final = 11
 GRAD_BETA: Final = 12
-TERM: Final = 13
+SCALE: Final = 13
+"""For what the values are multiplied by: their gradient is that of the sum times it."""
+ONTO: Final = 14
+"""Whether something is at GRAD_VALUE already, to be added to."""
+TERM: Final = 15
 
 _BAND: Final = 128  # pixels that stay in the cache while they are read twice
 
@@ -136,6 +140,11 @@ def _forward_chunk(table: int, scratch: int, first: int, last: int) -> None:
             _sum_pixel(table, factors, shift, pixel * step + offset, lanes)
 
 
+@inlined
+def _put_product(to: int, scale: Any, grad: Any, onto: bool, lanes: int) -> None:
+    write(to, fma(scale, grad, read(to, lanes)) if onto else multiply(scale, grad), lanes)
+
+
 @apart
 def _gradient_tile(table: int, factors: int, sums: int, at: int, step: int, lanes: int) -> None:
     """Gradients of eight pixels of all values, their share of the sums of g * (value - mean), and last of that of g."""
@@ -166,15 +175,15 @@ def _gradient_tile(table: int, factors: int, sums: int, at: int, step: int, lane
         other = fma(g7, subtract(read(value + 7 * step, lanes), mean), other)
         store(sums, add(one, other))
         if to:
-            scale, to = load(factors + BYTES), to + at
-            write(to, multiply(scale, g0), lanes)
-            write(to + step, multiply(scale, g1), lanes)
-            write(to + 2 * step, multiply(scale, g2), lanes)
-            write(to + 3 * step, multiply(scale, g3), lanes)
-            write(to + 4 * step, multiply(scale, g4), lanes)
-            write(to + 5 * step, multiply(scale, g5), lanes)
-            write(to + 6 * step, multiply(scale, g6), lanes)
-            write(to + 7 * step, multiply(scale, g7), lanes)
+            scale, to, onto = load(factors + BYTES), to + at, entry(_term(table, term), ONTO) != 0
+            _put_product(to, scale, g0, onto, lanes)
+            _put_product(to + step, scale, g1, onto, lanes)
+            _put_product(to + 2 * step, scale, g2, onto, lanes)
+            _put_product(to + 3 * step, scale, g3, onto, lanes)
+            _put_product(to + 4 * step, scale, g4, onto, lanes)
+            _put_product(to + 5 * step, scale, g5, onto, lanes)
+            _put_product(to + 6 * step, scale, g6, onto, lanes)
+            _put_product(to + 7 * step, scale, g7, onto, lanes)
         sums += row
         factors += 2 * row
     store(sums, add(load(sums), add(add(add(g0, g1), add(g2, g3)), add(add(g4, g5), add(g6, g7)))))
@@ -189,7 +198,8 @@ def _gradient_pixel(table: int, factors: int, sums: int, at: int, lanes: int) ->
         store(sums, fma(grad, away, load(sums)))
         to = entry(_term(table, term), GRAD_VALUE)
         if to:
-            write(to + at, multiply(load(factors + BYTES), grad), lanes)
+            onto = entry(_term(table, term), ONTO) != 0
+            _put_product(to + at, load(factors + BYTES), grad, onto, lanes)
         sums += row
         factors += 2 * row
     store(sums, add(load(sums), grad))
@@ -220,6 +230,7 @@ def _finish_term(term: int, channels: int, sums: int, totals: int) -> None:
         put_moment_gradients(entry(term, GRAD_MEAN), entry(term, GRAD_VAR), channel, scale, by_x, total, inverse)
         put(entry(term, GRAD_GAMMA), channel, weight * inverse * by_x)
         put(entry(term, GRAD_BETA), channel, weight * total)
+        put(entry(term, SCALE), channel, scale)
         of_weight += gamma * inverse * by_x + beta * total
     put(entry(term, GRAD_WEIGHT), 0, of_weight)
 

@@ -38,23 +38,25 @@ GRAD_GAMMA: Final = 18
 GRAD_BETA: Final = 19
 GRAD_U: Final = 20
 """Whether one of the five is needed."""
-SCRATCH: Final = 21
-SCRATCH_SIZE: Final = 22
-SUMS: Final = 23
-SUMS_SIZE: Final = 24
-AT_NORM: Final = 25
+ONTO: Final = 21
+"""Whether something is at GRAD_X already, to be added to."""
+SCRATCH: Final = 22
+SCRATCH_SIZE: Final = 23
+SUMS: Final = 24
+SUMS_SIZE: Final = 25
+AT_NORM: Final = 26
 """Of each block of channels the mean, the scale and the shift: the norm gives scale * (x - mean) + shift."""
-AT_U: Final = 26
+AT_U: Final = 27
 """Rows of a block of channels of u in their border of zeros."""
-AT_V: Final = 27
+AT_V: Final = 28
 """Rows of v: of all channels forward, of one block backward."""
-AT_G: Final = 28
+AT_G: Final = 29
 """Rows of the gradient of y, all channels."""
-AT_SPREAD: Final = 29
+AT_SPREAD: Final = 30
 """Rows of the gradient of v in their border, all channels, behind the rows that are needed again."""
-AT_GRAD_U: Final = 30
+AT_GRAD_U: Final = 31
 """Rows of a block of channels of the gradient of u."""
-HEADER: Final = 31
+HEADER: Final = 32
 
 KERNEL: Final = 0
 STRIDE: Final = 1
@@ -69,13 +71,15 @@ Y: Final = 7
 MEAN: Final = 8
 VAR: Final = 9
 GRAD_Y: Final = 10
+"""The gradient of y is this, times GRAD_SCALE (C2,) unless that is 0, and what GRAD_MEAN and GRAD_VAR add."""
 GRAD_MEAN: Final = 11
 GRAD_VAR: Final = 12
 GRAD_DEPTHWISE: Final = 13
 GRAD_POINTWISE: Final = 14
-AT_SUMS: Final = 15
-AT_WEIGHTS: Final = 16
-PAIR: Final = 17
+GRAD_SCALE: Final = 15
+AT_SUMS: Final = 16
+AT_WEIGHTS: Final = 17
+PAIR: Final = 18
 
 
 @intrinsic
@@ -159,7 +163,7 @@ def transpose_at(pair: int, scratch: int, channels: int, block: int) -> int:
 
 @inlined
 def factors_at(pair: int, scratch: int, channels: int) -> int:
-    """Where (3, blocks of outputs, LANES) are: a, b, mean; the gradient of y has a + b * (y - mean) more."""
+    """Where (4, blocks of outputs, LANES) are: a, b, mean, scale for `output_gradient`."""
     return transpose_at(pair, scratch, channels, blocks(channels))
 
 

@@ -349,14 +349,17 @@ def matrix_gradient_of_two(v: int, g: int, plane: int, pixels: int, sums: int, r
 
 @apart
 def output_gradient(y: int, grad: int, step: int, pixels: int, lanes: int, a: int, apart: int, g: int) -> None:
-    """g = grad + a + b * (y - mean) of dense pixels; without the last where y is 0; b, mean are `apart` from a."""
-    constant, slope, mean = load(a), load(a + apart), load(a + 2 * apart)
+    """g = scale * grad + a + b * (y - mean) of dense pixels, without the last where y is 0.
+
+    The vectors a, b, mean and scale are `apart`.
+    """
+    constant, slope, mean, scale = load(a), load(a + apart), load(a + 2 * apart), load(a + 3 * apart)
     for _ in range(pixels):
         value = constant
         if y:
             value = fma(slope, subtract(read(y, lanes), mean), constant)
             y += step
-        store(g, add(read(grad, lanes), value))
+        store(g, fma(scale, read(grad, lanes), value))
         grad += step
         g += BYTES
 
