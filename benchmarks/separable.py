@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from nasengine.operations import depthwise
-from nasengine.separable import separable
+from nasengine.separable import Pair, separable
 
 SHAPES = ((16, 32), (32, 16), (64, 8), (36, 32))
 KERNELS = ((3, 1, 1), (5, 1, 1), (5, 1, 2), (3, 2, 1))
@@ -37,7 +37,7 @@ def _units(kernel: int, stride: int, dilation: int) -> tuple[Unit, Unit]:
         return normal, mean, rstd
 
     def fused(x: Tensor, first: Tensor, second: Tensor) -> Outputs:
-        return separable(x, None, None, first, second, stride, dilation)
+        return separable(x, None, Pair(first, second, stride, dilation))
 
     return plain, fused
 

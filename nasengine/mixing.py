@@ -7,17 +7,17 @@ the values, forward and backward, and nothing but the values is kept for the gra
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from nasengine import launch
-from nasengine.launch import Norm, Term
-from nasengine.separable import Normalizable, dense, is_fast
+from nasengine.launch import run_terms
+from nasengine.separable import Norm, Normalizable, dense, is_fast
 from nasengine.supernet import Shared, once_a_call
 
 
@@ -42,11 +42,28 @@ class Unnormed(NamedTuple):
         return Norm(cast(Tensor, mean), cast(Tensor, var), module.weight, module.bias, module.eps)
 
 
-@runtime_checkable
-class EndsInNorm(Protocol):
+class Half(NamedTuple):
+    """A rectifier, a depthwise convolution if any, a 1x1 convolution, and a batch norm."""
+
+    depthwise: nn.Conv2d | None
+    pointwise: nn.Conv2d
+    norm: nn.BatchNorm2d
+
+
+class Separable(abc.ABC):
+    """A module that is one or two halves, one after the other."""
+
+    @abc.abstractmethod
+    def halves(self) -> list[Half]:
+        """In their order."""
+
+
+class EndsInNorm(abc.ABC):
     """A module that can leave its last batch norm to others."""
 
-    def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed: ...
+    @abc.abstractmethod
+    def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
+        """What it gives before that."""
 
 
 @dataclass
@@ -126,7 +143,9 @@ def _plain_moments(values: Tensor) -> tuple[Tensor, Tensor]:
 class _Moments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
-        mean, var = launch.moments(dense(values))
+        mean, var = torch.empty((2, values.shape[1])).unbind()
+        given = dense(values)
+        run_terms("moments", given, 0, [(given.data_ptr(), 0, mean.data_ptr(), var.data_ptr(), *(0,) * 11)])
         ctx.save_for_backward(values, mean)
         return mean, var
 
@@ -138,6 +157,10 @@ class _Moments(torch.autograd.Function):
             grads = (grad_mean, grad_var)
             found: Tensor = torch.autograd.grad(_plain_moments(values), values, grads, create_graph=True)[0]
             return found
-        share = values.new_full((1,), len(mean) / values.numel())
-        slope = Norm(mean, torch.zeros_like(mean), 2 * grad_var, grad_mean, 1.0)  # 1 / sqrt(0 + 1) is 1
-        return launch.mix([Term(dense(values), share, 0, slope)])
+        given, found = dense(values), torch.empty_like(values, memory_format=torch.channels_last)
+        held = [torch.full((1,), len(mean) / values.numel()), mean, 2 * grad_var, grad_mean.contiguous()]
+        share, at, slope, shift = (tensor.data_ptr() for tensor in held)
+        run_terms(
+            "mixing_forward", given, found.data_ptr(), [(given.data_ptr(), share, at, 0, slope, shift, *(0,) * 9)]
+        )
+        return found

@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasengine.edges import added
-from nasengine.launch import Pair
-from nasengine.mixing import Statistics, Unnormed
-from nasengine.separable import is_fast, separable
+from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed
+from nasengine.separable import Pair, is_fast, separable
 from nasengine.supernet import Zero
 
 
-class FactorizedReduce(nn.Module):
+class FactorizedReduce(nn.Module, EndsInNorm):
     """Halves height and width: two 1x1 convolutions of stride 2, the second on the image shifted by one pixel."""
 
     def __init__(self, channels_in: int, channels_out: int, affine: bool, relu: nn.Module) -> None:
@@ -150,7 +149,7 @@ class DropPath(nn.Module):
         return x * (kept / keep)
 
 
-class ReluConvNorm(nn.Sequential):
+class ReluConvNorm(nn.Sequential, Separable):
     """ReLU, 1x1 convolution, if any with a depthwise one before it, batch norm; all of it once or twice.
 
     Where `nasengine.separable` has compiled loops for the input, they compute it in place of the modules inside.
@@ -165,19 +164,17 @@ class ReluConvNorm(nn.Sequential):
             x = module(x)
         return x
 
-    def halves(self) -> list[tuple[Pair, nn.BatchNorm2d]]:
+    def halves(self) -> list[Half]:
         """The convolutions and the norm of each half."""
-        halves: list[tuple[Pair, nn.BatchNorm2d]] = []
+        found: list[Half] = []
         convs: list[nn.Conv2d] = []
-        for module in self._modules.values():
+        for module in self.children():
             if isinstance(module, nn.Conv2d):
                 convs.append(module)
             elif isinstance(module, nn.BatchNorm2d):
-                first = convs[0]
-                depthwise = first.weight if len(convs) == 2 else None
-                halves.append((Pair(depthwise, convs[-1].weight, first.stride[0], first.dilation[0]), module))
+                found.append(Half(convs[0] if len(convs) == 2 else None, convs[-1], module))
                 convs = []
-        return halves
+        return found
 
 
 def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Module:

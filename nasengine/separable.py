@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nasengine import launch
-from nasengine.launch import Norm, Pair
+from nasengine.launch import Shape, address, bits, run_pairs
 from nasengine.sharding import is_sharded
 
 _formula: ContextVar[bool] = ContextVar("nasengine_formula", default=False)
@@ -44,6 +44,37 @@ def is_fast(x: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
         return False
     return launch.compiled()
+
+
+class Pair(NamedTuple):
+    """A depthwise convolution with the 1x1 convolution behind it.
+
+    Attributes:
+        depthwise: weight (C, 1, k, k), k odd; None for the 1x1 convolution alone, of stride 1.
+        pointwise: weight (C2, C, 1, 1).
+        stride: 1 or 2.
+        dilation: 1 or 2.
+    """
+
+    depthwise: Tensor | None
+    pointwise: Tensor
+    stride: int = 1
+    dilation: int = 1
+
+    @property
+    def kernel(self) -> int:
+        """k, 1 without a depthwise convolution."""
+        return 1 if self.depthwise is None else self.depthwise.shape[-1]
+
+
+class Norm(NamedTuple):
+    """A batch norm by given moments: weight * (x - mean) / sqrt(var + eps) + bias, all of shape (C,)."""
+
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    eps: float = 1e-5
 
 
 class Normalizable(NamedTuple):
@@ -145,20 +176,25 @@ class _Separables(torch.autograd.Function):
     def forward(
         ctx: Any, geometry: tuple[tuple[int, int], ...], eps: float, x: Tensor, *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        outputs = launch.forward(dense(x), _norm(tensors, eps), _pairs(geometry, tensors))
+        held = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+        results = halves(dense(x), _norm_of(held, eps), _shapes(geometry, held), [address(each) for each in held[4:]])
+        outputs = [tensor for y, moments in results for tensor in (y, *moments.unbind())]
         ctx.geometry, ctx.eps = geometry, eps
         ctx.set_materialize_grads(False)
         # mean and var are told apart from y by their place: three tensors a pair
         ctx.save_for_backward(x, *tensors, *outputs)
-        return outputs
+        return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        saved, count = ctx.saved_tensors, 5 + 2 * len(ctx.geometry)
+        saved, count, needed = ctx.saved_tensors, 5 + 2 * len(ctx.geometry), ctx.needs_input_grad[2:]
         x, tensors, outputs = saved[0], saved[1:count], saved[count:]
-        norm, pairs, needed = _norm(tensors, ctx.eps), _pairs(ctx.geometry, tensors), ctx.needs_input_grad[2:]
         if torch.is_grad_enabled():
-            return None, None, *_differentiable(needed, [x, *tensors], norm, pairs, grads)
+            views = fresh([x, *tensors])
+            norm, pairs = _norm(views[1:], ctx.eps), _pairs(ctx.geometry, views[1:])
+            units = [plain_separable(cast(Tensor, views[0]), norm, pair) for pair in pairs]
+            made = [output for unit in units for output in unit]
+            return None, None, *graph_of_gradients(made, grads, views, needed)
         full = [
             (torch.zeros_like(y) if grad is None else dense(grad)) if place % 3 == 0 else grad
             for place, (y, grad) in enumerate(zip(outputs, grads, strict=True))
@@ -169,8 +205,50 @@ class _Separables(torch.autograd.Function):
             else None
             for tensor, need in zip([x, *tensors], needed, strict=True)
         ]
-        launch.backward(dense(x), norm, pairs, outputs, full, [None] * len(pairs), found)
+        held = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+        at, to, of = ([address(tensor) for tensor in each] for each in (held, found, outputs))
+        given = [address(grad) for grad in full]
+        rows = [
+            (
+                *at[4 + 2 * i : 6 + 2 * i],
+                *of[3 * i : 3 * i + 3],
+                *given[3 * i : 3 * i + 3],
+                *to[5 + 2 * i : 7 + 2 * i],
+                0,
+            )
+            for i in range(len(ctx.geometry))
+        ]
+        run_pairs(True, dense(x), _norm_of(held, ctx.eps), _shapes(ctx.geometry, held), rows, to[:5])
         return None, None, *found
+
+
+def halves(
+    x: Tensor, norm: launch.Norm, shapes: tuple[Shape, ...], weights: Sequence[int]
+) -> list[tuple[Tensor, Tensor]]:
+    """y and its moments (2, C2), mean and variance, for each pair, of x (B, C, H, W) in channels-last.
+
+    Args:
+        weights: addresses of those of the depthwise (0 for none) and of the 1x1 convolution of each pair.
+    """
+    images, _, height, width = x.shape
+    results, rows = [], []
+    for place, (_, stride, _, channels) in enumerate(shapes):
+        size = (images, channels, (height + stride - 1) // stride, (width + stride - 1) // stride)
+        y, moments = torch.empty(size, memory_format=torch.channels_last), torch.empty((2, channels))
+        results.append((y, moments))
+        mean = moments.data_ptr()
+        rows.append((*weights[2 * place : 2 * place + 2], y.data_ptr(), mean, mean + 4 * channels, *(0,) * 6))
+    run_pairs(False, x, norm, shapes, rows)
+    return results
+
+
+def _norm_of(tensors: Sequence[Tensor | None], eps: float) -> launch.Norm:
+    mean, var, weight, bias = map(address, tensors[:4])
+    return bits(eps), mean, var, weight, bias
+
+
+def _shapes(geometry: Sequence[tuple[int, int]], tensors: Sequence[Tensor | None]) -> tuple[Shape, ...]:
+    return tuple((pair.kernel, pair.stride, pair.dilation, len(pair.pointwise)) for pair in _pairs(geometry, tensors))
 
 
 def _norm(tensors: Sequence[Tensor | None], eps: float) -> Norm | None:
@@ -182,22 +260,19 @@ def _pairs(geometry: Sequence[tuple[int, int]], tensors: Sequence[Any]) -> list[
     return [Pair(tensors[4 + 2 * i], tensors[5 + 2 * i], *each) for i, each in enumerate(geometry)]
 
 
-def _differentiable(
-    needed: Sequence[bool],
-    tensors: Sequence[Tensor | None],
-    norm: Norm | None,
-    pairs: Sequence[Pair],
-    grads: Sequence[Tensor | None],
-) -> tuple[Tensor | None, ...]:
-    """The gradients of x and the others by the plain formula, so that they can be differentiated again."""
+def fresh(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Views, since one may have been made of another, whose gradient would then have that path in it twice."""
+    return [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+
+
+def graph_of_gradients(
+    outputs: Sequence[Tensor], grads: Sequence[Tensor | None], tensors: Sequence[Tensor | None], needed: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients of the tensors that need one, of some outputs, so that they can be differentiated again."""
     inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None]
-    x = tensors[0]
-    assert x is not None
-    outputs = [output for pair in pairs for output in plain_separable(x, norm, pair)]
-    used = [(output, grad) for output, grad in zip(outputs, grads, strict=True) if grad is not None]
+    used = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
     if not used:
-        return (None,) * len(needed)
-    found = iter(
-        torch.autograd.grad([o for o, _ in used], inputs, [g for _, g in used], create_graph=True, allow_unused=True)
-    )
-    return tuple(next(found) if need else None for need in needed)
+        return [None] * len(needed)
+    of, by = [output for output, _ in used], [grad for _, grad in used]
+    found = iter(torch.autograd.grad(of, inputs, by, create_graph=True, allow_unused=True))
+    return [next(found) if need else None for need in needed]

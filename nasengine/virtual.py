@@ -33,6 +33,12 @@ def call_at(network: nn.Module, tensors: Mapping[str, Tensor], arguments: Sequen
             holder[key] = tensor
 
 
+def parameters_of(network: nn.Module) -> dict[str, Tensor]:
+    """Its parameters by name, in the order of its modules."""
+    found = {name: holders[0][0][holders[0][1]] for name, holders in _places(network).items()}
+    return {name: tensor for name, tensor in found.items() if isinstance(tensor, nn.Parameter)}
+
+
 def buffers_of(network: nn.Module) -> dict[str, Tensor]:
     """Its buffers by name."""
     found = {name: holders[0][0][holders[0][1]] for name, holders in _places(network).items()}

@@ -18,6 +18,7 @@ from nasengine.gates import GateSettings, UnitGates, derive_widths, gate_sizes
 from nasengine.settings import group, setting, validate
 from nasengine.supernet import Mixture, Supernet, Weights
 from nasengine.task import Batch
+from nasengine.virtual import parameters_of
 
 
 @dataclass(kw_only=True)
@@ -89,7 +90,7 @@ class DARTS(Algorithm[DARTSState]):
 
     def step(self, state: DARTSState, train: Batch, valid: Batch) -> StepInfo:
         rate = self.weights.rate(state.step, state.steps)
-        supernet, weights = state.supernet, dict(state.supernet.named_parameters())
+        supernet, weights = state.supernet, parameters_of(state.supernet)
         alphas, gates = list(state.alphas.parameters()), list(state.gates.parameters())
         hypergradient = HYPERGRADIENTS[self.order](
             lambda at: supernet.evaluate(train, self._searched(state), at),

@@ -18,6 +18,7 @@ from nasengine.gates import GateSettings, UnitGates, derive_widths, gate_sizes
 from nasengine.settings import group, setting, validate
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Batch
+from nasengine.virtual import parameters_of
 
 
 @dataclass(kw_only=True)
@@ -99,7 +100,7 @@ class RARTS(Algorithm[RARTSState]):
 
     def step(self, state: RARTSState, train: Batch, valid: Batch) -> StepInfo:
         exact = self.sweep == "exact"
-        w, y = list(state.train_copy.parameters()), list(state.valid_copy.parameters())
+        w, y = (list(parameters_of(copy).values()) for copy in (state.train_copy, state.valid_copy))
         alphas, gates = list(state.alphas.parameters()), list(state.gates.parameters())
         shared = [*alphas, *gates]
         rate = self.weights.rate(state.step, state.steps)
@@ -142,7 +143,7 @@ class RARTS(Algorithm[RARTSState]):
         """L(y, w, alpha) on two batches, with the penalty on the gates and the price, as a 0-dim tensor."""
         with torch.no_grad():
             mixture = detached(self._searched(state))
-            w, y = dict(state.train_copy.named_parameters()), dict(state.valid_copy.named_parameters())
+            w, y = parameters_of(state.train_copy), parameters_of(state.valid_copy)
             distance = sum(((y[name] - w[name]) ** 2).sum() for name in w)
             loss = state.valid_copy.evaluate(valid, mixture, y).loss
             loss = loss + self.lam * state.train_copy.evaluate(train, mixture, w).loss + self.beta / 2 * distance
@@ -155,7 +156,7 @@ class RARTS(Algorithm[RARTSState]):
             return list(torch._foreach_add(list(gradients), apart, alpha=self.beta))
 
     def _alpha_gradients(self, state: RARTSState, copy: Supernet, batch: Batch, scale: float) -> list[Tensor]:
-        weights = {name: weight.detach() for name, weight in copy.named_parameters()}
+        weights = {name: weight.detach() for name, weight in parameters_of(copy).items()}
         loss = scale * copy.evaluate(batch, self._searched(state), weights).loss
         shared = [*state.alphas.parameters(), *state.gates.parameters()]
         return list(torch.autograd.grad(loss, shared, materialize_grads=True))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from numba import types
 
 from nasengine.kernels.bands import begin, convolve_band, first_image, norm_at, output_pixels, rectify_band
-from nasengine.kernels.norms import inverse_deviation, optional, put, put_moment_gradients
+from nasengine.kernels.norms import inverse_deviation, optional, put
 from nasengine.kernels.table import (
     AT_G,
     AT_GRAD_U,
@@ -270,9 +270,8 @@ def _finish_norm(table: int, channel: int, sums: int) -> None:
     inverse = inverse_deviation(entry(table, NORM_VAR), channel, types.float64(number(table + 8 * EPS)))
     scale = inverse * optional(entry(table, GAMMA), channel, 1.0)
     by_x, total = types.float64(number(sums)), types.float64(number(sums + BYTES))
-    put_moment_gradients(
-        entry(table, GRAD_NORM_MEAN), entry(table, GRAD_NORM_VAR), channel, scale, by_x, total, inverse
-    )
+    put(entry(table, GRAD_NORM_MEAN), channel, -scale * total)
+    put(entry(table, GRAD_NORM_VAR), channel, -0.5 * scale * inverse * inverse * by_x)
     put(entry(table, GRAD_GAMMA), channel, inverse * by_x)
     put(entry(table, GRAD_BETA), channel, total)
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from numba import types
 
-from nasengine.kernels.norms import inverse_deviation, optional, put, put_moment_gradients
+from nasengine.kernels.norms import inverse_deviation, optional, put, put_onto
 from nasengine.kernels.table import blocks, entry
 from nasengine.kernels.tiles import apart, clear, inlined, moments, read, write
 from nasengine.kernels.vectors import BYTES, LANES, add, claim, fma, load, multiply, number, store, subtract
@@ -49,7 +49,7 @@ GRAD_BETA: Final = 12
 SCALE: Final = 13
 """For what the values are multiplied by: their gradient is that of the sum times it."""
 ONTO: Final = 14
-"""Whether something is at GRAD_VALUE already, to be added to."""
+"""Whether something is at the gradients of the values and of their norm already, to be added to."""
 TERM: Final = 15
 
 _BAND: Final = 128  # pixels that stay in the cache while they are read twice
@@ -227,9 +227,11 @@ def _finish_term(term: int, channels: int, sums: int, totals: int) -> None:
         inverse = inverse_deviation(entry(term, VAR), channel, _eps(term))
         gamma, beta = optional(entry(term, GAMMA), channel, 1.0), optional(entry(term, BETA), channel, 0.0)
         scale = weight * gamma * inverse
-        put_moment_gradients(entry(term, GRAD_MEAN), entry(term, GRAD_VAR), channel, scale, by_x, total, inverse)
-        put(entry(term, GRAD_GAMMA), channel, weight * inverse * by_x)
-        put(entry(term, GRAD_BETA), channel, weight * total)
+        onto = entry(term, ONTO) != 0
+        put_onto(entry(term, GRAD_MEAN), channel, -scale * total, onto)
+        put_onto(entry(term, GRAD_VAR), channel, -0.5 * scale * inverse * inverse * by_x, onto)
+        put_onto(entry(term, GRAD_GAMMA), channel, weight * inverse * by_x, onto)
+        put_onto(entry(term, GRAD_BETA), channel, weight * total, onto)
         put(entry(term, SCALE), channel, scale)
         of_weight += gamma * inverse * by_x + beta * total
     put(entry(term, GRAD_WEIGHT), 0, of_weight)

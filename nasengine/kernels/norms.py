@@ -35,9 +35,8 @@ def put(address: int, channel: int, value: float) -> None:
 
 
 @inlined
-def put_moment_gradients(
-    of_mean: int, of_var: int, channel: int, scale: float, by_x: float, total: float, inverse: float
-) -> None:
-    """From the sums of g * (x - mean) and of g, where scale is what the norm multiplies by."""
-    put(of_mean, channel, -scale * total)
-    put(of_var, channel, -0.5 * scale * inverse * inverse * by_x)
+def put_onto(address: int, channel: int, value: float, onto: bool) -> None:
+    """Writes a number of a channel, or adds to what is there, if there is an address."""
+    if address:
+        before = types.float64(number(address + 4 * channel)) if onto else 0.0
+        put_number(address + 4 * channel, types.float32(before + value))

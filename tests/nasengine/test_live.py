@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from nasengine.cost import activation_bytes, memory
 from nasengine.live import LiveBytes, weight_bytes
 from nasengine.seeding import generator
-from nasengine.separable import by_formula, separable
+from nasengine.separable import Pair, by_formula, separable
 from nasengine.task import Shapes
 from nasengine.testing import SizedSpace
 from search_spaces.darts import DARTS
@@ -93,10 +93,10 @@ def test_memory_is_what_cuda_allocates() -> None:
 def test_compiled_loops_are_counted_as_they_run() -> None:
     x = torch.randn(2, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
     weights = torch.randn(8, 1, 3, 3, requires_grad=True), torch.randn(8, 8, 1, 1, requires_grad=True)
-    separable(x, None, None, *weights)  # makes their scratch memory, which stays
+    separable(x, None, Pair(*weights))  # makes their scratch memory, which stays
     found = []
     for block in (nullcontext, by_formula):
         with block(), LiveBytes() as live:
-            separable(x, None, None, *weights).output.sum()
+            separable(x, None, Pair(*weights)).output.sum()
         found.append(live.most)
     assert found[0] < found[1]
