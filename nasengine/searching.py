@@ -121,6 +121,7 @@ class SearchJob:
         """A supernet, and the state before the first of so many steps, the same at every call."""
         with seeded(self.settings.seed, WEIGHTS):
             supernet: Supernet = on_device(self.space.supernet(self.task.shapes, self.task.loss), self.device)
+            supernet.precision = self.settings.precision
             if self.limits.parameters or self.limits.multiply_adds:
                 supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
             return supernet, self.algorithm.init(supernet, generator(self.settings.seed, ALPHAS), steps)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
 from nasengine.microbatches import outputs_of
+from nasengine.precision import Precision, at_precision
 from nasengine.separable import by_formula
 from nasengine.sharding import is_sharded, over_shards, to_shards
 from nasengine.task import Batch
@@ -313,6 +314,7 @@ class Supernet(nn.Module):
 
     Attributes:
         price: what a mixture's expected cost above the limits is worth, added to the loss of the alphas; or None.
+        precision: of passes through the network; outputs and losses are float32 in both.
     """
 
     def __init__(
@@ -325,10 +327,11 @@ class Supernet(nn.Module):
         self.loss = loss
         self.share = share
         self.price: Callable[[Mixture], Tensor | float] | None = None
+        self.precision: Precision = "float32"
 
     def forward(self, inputs: Tensor, mixture: Mixture) -> Tensor:
         with _bound(mixture, self.share):
-            outputs: Tensor = self.network(inputs)
+            outputs: Tensor = at_precision(self.precision, self.network, inputs)
         return outputs
 
     def evaluate(self, batch: Batch, mixture: Mixture, weights: Weights | None = None) -> Evaluation:

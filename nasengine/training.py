@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.microbatches import Division, micro_batches, outputs_of
 from nasengine.operations import DropPath
+from nasengine.precision import at_precision
 from nasengine.run_directory import CHECKPOINT, Run
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.space import Space
@@ -104,7 +106,7 @@ class TrainJob:
         inputs, targets = self.batches[step]
         set_drop_path(self.network, self.settings.drop_path * (step // self.steps_per_epoch) / self.epochs)
         with micro_batches(self.division.count):
-            outputs = outputs_of(self.network, inputs)
+            outputs = at_precision(self.settings.precision, partial(outputs_of, self.network), inputs)
         logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
         loss = self._loss(logits, targets)
         total = loss if auxiliary is None else loss + self.settings.auxiliary_weight * self._loss(auxiliary, targets)
@@ -141,7 +143,8 @@ class TrainJob:
     def _score(self, inputs: Tensor, targets: Tensor) -> float:
         batches = evaluation_batches(self.task, inputs, targets, 2 * self.settings.batch_size, self.device)
         with evaluating(self.network):
-            return score(self.network, batches, self.task.measure)
+            forward = partial(at_precision, self.settings.precision, self.network)
+            return score(forward, batches, self.task.measure)
 
     def finish(self, run: Run) -> dict[str, Any]:
         measure = self.task.measure.name
@@ -244,7 +247,7 @@ def score_on_test(path: Path | str, task: Task) -> float:
     network, data = on_device(trained.network, device), task.dataset
     batches = evaluation_batches(task, data.test_inputs, data.test_targets, 2 * settings.batch_size, device)
     with evaluating(network):
-        return score(network, batches, task.measure)
+        return score(partial(at_precision, settings.precision, network), batches, task.measure)
 
 
 def _inherited(plan: TrainPlan, run: Path | str | None) -> dict[str, Tensor]:

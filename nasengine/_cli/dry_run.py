@@ -18,7 +18,7 @@ from nasengine.architecture import Architecture
 from nasengine.calibrating import calibrated, epochs_of, training_seconds
 from nasengine.collecting import CollectPlan
 from nasengine.compare_plan import ComparePlan
-from nasengine.config import CollectSettings, TrainSettings
+from nasengine.config import CollectSettings, SearchSettings, TrainSettings
 from nasengine.descent import in_words
 from nasengine.labelling import CollectJob, InheritJob
 from nasengine.run_plan import RunPlan
@@ -39,7 +39,7 @@ _LONG = 5.0  # seconds of a step
 def search_cost(plan: SearchPlan) -> None:
     """Prints the cost of the supernet's search, and of training a random architecture of its space."""
     job, _ = _print_search(plan)
-    defaults = TrainSettings(device=plan.settings.device)
+    defaults = TrainSettings(device=plan.settings.device, precision=plan.settings.precision)
     fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))
     title = "final training of a random architecture, at the defaults of 'nasengine train':"
     settings = dataclasses.replace(defaults, batch_size=fitting)
@@ -59,7 +59,7 @@ def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
     # a schedule that fits the steps of the probe, so that all its phases are timed
     job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 2 + _PROBES)
     step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES, job.device)
-    length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}"
+    length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}{_lowered(plan.settings)}"
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {counted(len(supernet.choices), 'choice')}")
     seconds = _print_step(step, steps, str(job.division), _growing(job))
@@ -122,7 +122,9 @@ def _print_labels(job: CollectJob | InheritJob, settings: CollectSettings, inher
         seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
     sizes = [cost.parameters(training.network) for training in trainings]
     often = f"{settings.repeats} times " if settings.repeats > 1 else ""
-    length = f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each"
+    length = (
+        f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each{_lowered(settings)}"
+    )
     typer.echo(f"labels: {counted(job.epochs, 'architecture')} of {job.space.name} on {job.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
     return _print_step(cost.StepCost(seconds, memory), steps, f"a step of {settings.batch_size}")
@@ -161,9 +163,14 @@ def _print_training(title: str, space: Space, architecture: Architecture, task: 
     if step.seconds < _LONG:  # a large network is timed by a small batch, others as they train
         step = dataclasses.replace(step, seconds=cost.step_seconds(lambda: whole.step(0), _PROBES))
     flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
+    work = f"{flops:,} multiply-adds{_lowered(settings)}"
     typer.echo(title)
-    typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")
+    typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {work}")
     return _print_step(step, settings.epochs * whole.steps_per_epoch, str(whole.division), round(growing * scale))
+
+
+def _lowered(settings: SearchSettings | TrainSettings | CollectSettings) -> str:
+    return "" if settings.precision == "float32" else f", in {settings.precision}"
 
 
 def _growing(job: SearchJob) -> int:
