@@ -22,6 +22,7 @@ from nasengine.allocator import keep_pages
 from nasengine.cost import peak_memory
 from nasengine.curves import Curves
 from nasengine.errors import DeviceMemoryError, DivergedError, InterruptedRun, RunError
+from nasengine.launch import telling
 from nasengine.meter import Meter
 from nasengine.microbatches import Division, is_out_of_memory, within_memory
 from nasengine.run_directory import Row, Run
@@ -94,7 +95,8 @@ class Loop:
         """Runs to the end and gives the result, which is also in run.json."""
         keep_pages()
         try:
-            return self._whole()
+            with telling(self.observer.note):
+                return self._whole()
         except DeviceMemoryError:
             self.run.update({"status": "interrupted"})
             raise

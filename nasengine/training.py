@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,21 @@ def _optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim
     return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=decay)
 
 
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """A block in which cuDNN tries its convolutions on the first batch, since all have one shape.
+
+    Not where deterministic algorithms are asked for: what is found fastest may differ from run to run.
+    """
+    cudnn = torch.backends.cudnn
+    before, exact = cudnn.benchmark, cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = before or (device.type == "cuda" and not exact)
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
+
+
 def set_drop_path(network: torch.nn.Module, probability: float) -> None:
     """Sets the probability of all DropPath modules."""
     for module in network.modules():
@@ -230,7 +246,8 @@ def train(
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
         directory.update({"interface": Interface.of(plan.task).plain()})
-        result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
+        with tuned(job.device):
+            result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         test, valid = (result.get(f"{part}_{plan.task.measure.name}") for part in ("test", "valid"))
         return TrainResult(path, test, valid, directory.record)
 

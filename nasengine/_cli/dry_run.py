@@ -21,6 +21,9 @@ from nasengine.compare_plan import ComparePlan
 from nasengine.config import CollectSettings, SearchSettings, TrainSettings
 from nasengine.descent import in_words
 from nasengine.labelling import CollectJob, InheritJob
+from nasengine.launch import telling
+from nasengine.loop import Observer
+from nasengine.microbatches import within_memory
 from nasengine.run_plan import RunPlan
 from nasengine.search_plan import SearchPlan
 from nasengine.searching import SearchJob
@@ -34,8 +37,17 @@ from nasengine.workers import checked_workers
 
 _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 _LONG = 5.0  # seconds of a step
+_TRIED = within_memory("the steps of a dry run", begun=False)
 
 
+class _Notes(Observer):
+    """Says what takes long before it does."""
+
+    def note(self, text: str) -> None:
+        typer.echo(f"  {text}", err=True)
+
+
+@_TRIED
 def search_cost(plan: SearchPlan) -> None:
     """Prints the cost of the supernet's search, and of training a random architecture of its space."""
     job, _ = _print_search(plan)
@@ -52,7 +64,7 @@ def _random(job: SearchJob) -> Architecture:
 
 def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
     """The search, and the seconds of its steps."""
-    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, final=plan.final)
+    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, _Notes(), final=plan.final)
     steps = job.epochs * job.steps_per_epoch
     job.fit_memory()
     supernet = plan.algorithm.supernet(job.state)
@@ -69,17 +81,20 @@ def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
     return job, seconds
 
 
+@_TRIED
 def training_cost(plan: TrainPlan) -> None:
     """Prints the cost of a training."""
     title = f"training: {plan.space.name} on {plan.task.name}"
     _print_training(title, plan.space, plan.architecture, plan.task, plan.settings)
 
 
+@_TRIED
 def collecting_cost(plan: CollectPlan) -> None:
     """Prints the cost of all labels, by steps of the first few architectures."""
     _print_labels(plan.job(), plan.settings, plan.inherit)
 
 
+@_TRIED
 def running_cost(plan: RunPlan, workers: int | str) -> None:
     """Prints the stages of a pipeline, and about how long those take that train or score."""
     number = checked_workers(workers)
@@ -130,6 +145,7 @@ def _print_labels(job: CollectJob | InheritJob, settings: CollectSettings, inher
     return _print_step(cost.StepCost(seconds, memory), steps, f"a step of {settings.batch_size}")
 
 
+@_TRIED
 def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
     """Prints the epochs that every algorithm gets within the budget, and how long all of it takes."""
     found = {contender.label: calibrated(plan, contender, workers) for contender in plan.contenders}
@@ -152,6 +168,11 @@ def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
 
 
 def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> float:
+    with telling(_Notes().note):
+        return _timed(title, space, architecture, task, settings)
+
+
+def _timed(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> float:
     whole = TrainJob(space, architecture, task, settings)
     batch = min(_PROBE_BATCH, settings.batch_size)
     probe = TrainJob(space, architecture, task, dataclasses.replace(settings, batch_size=batch))

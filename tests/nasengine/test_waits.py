@@ -46,9 +46,8 @@ VARIANTS: list[tuple[str, str, Mapping[str, Any]]] = [
 ]
 
 
-def supernet(space: str) -> Supernet:
-    made = SPACES[space](**SPACES_SMALL.get(space, {}))
-    return made.supernet(SHAPES, F.cross_entropy).to(META)
+def made(space: str) -> Supernet:
+    return SPACES[space](**SPACES_SMALL.get(space, {})).supernet(SHAPES, F.cross_entropy)
 
 
 def batch() -> Batch:
@@ -56,16 +55,16 @@ def batch() -> Batch:
 
 
 def assert_no_waits(space: str, algorithm: str, settings: Mapping[str, Any], limits: Limits | None = None) -> None:
-    made: Algorithm[Any] = from_plain(ALGORITHMS[algorithm], settings, "algo")
-    net = supernet(space)
+    method: Algorithm[Any] = from_plain(ALGORITHMS[algorithm], settings, "algo")
+    net = made(space).to(META)
     if limits:
         costs = CostModel(net.space, SHAPES)
         net.price = lambda mixture: limits.excess(costs.expected(mixture))
         net.price(net.one_hot(net.space.smallest(net.choices)))  # what it needs of numbers is copied once
-    state = made.init(net, generator(1), STEPS)
+    state = method.init(net, generator(1), STEPS)
     for _ in range(STEPS):
         with waits() as found:
-            info = made.step(state, batch(), batch())
+            info = method.step(state, batch(), batch())
             ACCURACY(info.train_outputs, batch().targets)
         assert not found, "\n".join(dict.fromkeys(found))
 
