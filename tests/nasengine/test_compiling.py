@@ -31,14 +31,15 @@ def test_a_supernet_is_one_graph(space: str) -> None:
     with seeded(0, 0):
         plain: Supernet = made(space)
         x = torch.randn(4, *SHAPES.input)
-    mixture = Alphas(plain.choices, generator(0), 1.0, x).mixture("softmax")
+    drawn = Alphas(plain.choices, generator(0), 1.0, x).mixture("softmax")
+    mixture = {label: row.detach().requires_grad_() for label, row in drawn.items()}
     other = copy.deepcopy(plain)
     compiled = torch.compile(other, backend="eager", fullgraph=True)  # raises where it would break
     expected, found = plain(x, mixture), compiled(x, mixture)
     torch.testing.assert_close(found, expected)
     targets = torch.arange(4) % 4
     gradients = [
-        torch.autograd.grad(F.cross_entropy(outputs, targets), list(net.parameters()), retain_graph=True)
+        torch.autograd.grad(F.cross_entropy(outputs, targets), [*mixture.values(), *net.parameters()])
         for outputs, net in ((expected, plain), (found, other))
     ]
     torch.testing.assert_close(gradients[1], gradients[0])

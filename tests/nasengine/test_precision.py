@@ -112,10 +112,10 @@ def test_the_network_is_judged_as_it_is_trained(small: str) -> None:
 
 
 def test_a_stopped_search_goes_on_with_the_same_bits(small: str, tmp_path: Path) -> None:
-    settings = (*TINY["darts"], HALF)
-    nasengine.search(task=small, settings=settings, out=tmp_path / "whole")
+    settings = (*TINY["transformer"], HALF)
+    nasengine.search("transformer", task=small, settings=settings, out=tmp_path / "whole")
     with pytest.raises(InterruptedRun):
-        nasengine.search(task=small, settings=settings, out=tmp_path / "stopped", observer=StopAfter(3))
+        nasengine.search("transformer", task=small, settings=settings, out=tmp_path / "stopped", observer=StopAfter(3))
     nasengine.search(out=tmp_path / "stopped", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
     assert record(tmp_path / "stopped")["config"]["search"]["precision"] == "bfloat16"
