@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from nasengine.algorithm import Algorithm
 from nasengine.budget import CostModel, Limits
 from nasengine.measure import ACCURACY
+from nasengine.microbatches import micro_batches
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.search_plan import plan_search
 from nasengine.searching import SearchJob
@@ -78,6 +79,11 @@ def test_a_step_waits_for_nothing(space: str, algorithm: str) -> None:
 @pytest.mark.parametrize(("space", "algorithm", "settings"), VARIANTS)
 def test_a_step_in_another_form(space: str, algorithm: str, settings: Mapping[str, Any]) -> None:
     assert_no_waits(space, algorithm, settings)
+
+
+def test_a_step_in_micro_batches() -> None:
+    with micro_batches(2):
+        assert_no_waits("transformer", "darts", {})
 
 
 def test_a_step_that_heeds_limits() -> None:
