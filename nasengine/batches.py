@@ -77,7 +77,7 @@ class Batches:
         if step < 0:
             raise IndexError(f"A step must be 0 or more, not {step}.")
         epoch, position = divmod(step, len(self))
-        chosen = self._permutation(epoch)[position * self._batch_size :][self._part].to(self._device)
+        chosen = _sent(self._permutation(epoch)[position * self._batch_size :][self._part], self._device)
         inputs = self._inputs[chosen]
         if inputs.dtype == torch.uint8:
             rng = generator(self._seed, self._stream, step, _AUGMENTATION)
@@ -103,6 +103,12 @@ def evaluation_batches(
     for start in range(0, len(inputs), batch_size):
         part = slice(start, start + batch_size)
         yield Batch(_normalised(inputs[part].to(device), mean, std), targets[part].to(device))
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of main memory on a device; a GPU is not waited for."""
+    tensor = tensor.pin_memory() if device.type == "cuda" else tensor
+    return tensor.to(device, non_blocking=device.type != "mps")  # there memory that is not pinned may change meanwhile
 
 
 def _per_channel(values: Tensor, ndim: int) -> Tensor:
@@ -144,7 +150,7 @@ def _augmented(images: Tensor, augment: Augment, mean: Tensor, std: Tensor, chan
     if augment.cutout:
         rows, columns = _near(changes.rows, height, augment.cutout), _near(changes.columns, width, augment.cutout)
         square = rows[:, None, :, None] & columns[:, None, None, :]
-        result.masked_fill_(square.to(result.device), 0.0)
+        result.masked_fill_(_sent(square, result.device), 0.0)
     return result
 
 
@@ -155,8 +161,8 @@ def _shifted(images: Tensor, padding: int, tops: Tensor, lefts: Tensor, flips: T
     along = torch.arange(width)
     rows = tops[:, None] + torch.arange(height)
     columns = lefts[:, None] + torch.where(flips[:, None], width - 1 - along, along)
-    pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1).to(images.device)
-    return padded.flatten(2).gather(2, pixels.expand(-1, channels, -1)).view_as(images)
+    pixels = (rows[:, :, None] * padded.shape[3] + columns[:, None, :]).view(count, 1, -1)
+    return padded.flatten(2).gather(2, _sent(pixels, images.device).expand(-1, channels, -1)).view_as(images)
 
 
 def _near(centres: Tensor, length: int, side: int) -> Tensor:

@@ -75,12 +75,10 @@ def second_order(
     both = _gradients(evaluation.loss, [*alphas, *moved.values()])
     gradients, vector = both[: len(alphas)], both[len(alphas) :]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(vector)))
-    if norm == 0:
-        return Hypergradient(gradients, _without_graph(evaluation))
-    epsilon = 0.01 / norm
+    epsilon = 0.01 / torch.where(norm == 0, 1, norm)  # to branch on it would be to wait for the device
     plus = _gradients(train(_shifted(weights, vector, epsilon)).loss, alphas)
     minus = _gradients(train(_shifted(weights, vector, -epsilon)).loss, alphas)
-    scale = virtual.rate / (2 * epsilon)
+    scale = torch.where(norm == 0, 0, virtual.rate / (2 * epsilon))
     corrected = [g - scale * (p - m) for g, p, m in zip(gradients, plus, minus, strict=True)]
     return Hypergradient(corrected, _without_graph(evaluation))
 

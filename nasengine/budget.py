@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -120,7 +121,14 @@ class _Polynomial:
 
 
 def _mean(values: tuple[int, ...], shares: Tensor | int) -> Number:
-    return float(values[shares]) if isinstance(shares, int) else shares @ shares.new_tensor(values)
+    if isinstance(shares, int):
+        return float(values[shares])
+    return shares @ _row(values, shares.dtype, shares.device)
+
+
+@functools.lru_cache(10_000)  # a copy to a device waits for it
+def _row(values: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 class CostModel:

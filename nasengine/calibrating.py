@@ -74,6 +74,7 @@ def calibrated(plan: ComparePlan, contender: Contender, workers: int | str) -> C
     budget, label = plan.settings.budget, contender.label
     with _threads(workers), seeded(plan.search.seed, TRAIN):
         job = SearchJob(plan.space, contender.algorithm, plan.task, plan.search_settings(1, plan.search.seed))
+        job.fit_memory()
         rough = _steps(job, _TRIAL)  # the first steps of a process are slow
         allowed = min(_MOST_SECONDS, _SHARE * budget)
         step = _steps(job, min(_MOST, max(_FEWEST, round(allowed / rough))), partial(_check_steps, budget, label))

@@ -39,6 +39,7 @@ from nasengine.labelling import (
 )
 from nasengine.labels import read_architectures, read_source
 from nasengine.loop import Loop, Observer, describe_device, seeded
+from nasengine.precision import require_precision
 from nasengine.registry import SPACES
 from nasengine.run_directory import CHECKPOINT, RECORD, Run, read_record
 from nasengine.searching import TRAIN, open_search
@@ -163,7 +164,7 @@ def plan_collection(
         _check_different(chosen)
         given["collect"] = {"count": str(len(chosen)), **given["collect"]}
     numbers = resolve_settings(CollectSettings, stored.get("collect", {}), given["collect"], "collect")
-    resolve_device(numbers.device)
+    require_precision(numbers.precision, resolve_device(numbers.device))
     if chosen is not None and numbers.count > len(chosen):
         raise SettingError(
             f"collect.count must be at most the number of architectures that are given, {len(chosen)}, but is "

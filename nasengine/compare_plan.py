@@ -23,7 +23,7 @@ from nasengine.config import (
 )
 from nasengine.errors import SettingError
 from nasengine.registry import ALGORITHMS, SPACES
-from nasengine.search_plan import plan_search
+from nasengine.search_plan import SHARED, plan_search
 from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.task import Task
@@ -109,7 +109,7 @@ def plan_compare(
     search = plan_search(space=space, algorithm=first, task=task, settings=shared, config=parts)
     if not search.space.searchable:
         search.space.network(search.task.shapes)  # says so
-    base = {"seed": search.settings.seed, "device": search.settings.device, **stored.get("train", {})}
+    base = {**{name: getattr(search.settings, name) for name in SHARED}, **stored.get("train", {})}
     train = resolve_settings(TrainSettings, base, given["train"], "train")
     _check_training(train)
     resolved = {

@@ -18,6 +18,7 @@ from nasengine.data.own import absolute
 from nasengine.data.sizes import adjusted
 from nasengine.errors import DeviceError, RunError, SettingError, UnknownNameError
 from nasengine.parallel import ALONE, Ranks, from_first
+from nasengine.precision import Precision
 from nasengine.registry import ALGORITHMS, SPACES, Registry
 from nasengine.run_directory import read_record, read_run_json
 from nasengine.settings import BYTES, SECONDS, from_plain, group, override, plain, setting, validate
@@ -25,6 +26,8 @@ from nasengine.space import Space
 from nasengine.task import Dataset, DataSettings, Task, load_task
 
 T = TypeVar("T")
+
+PRECISION = "of convolutions and matrix products in a network: bfloat16 is faster on GPUs; weights stay float32"
 
 AnySpace = str | type[Space] | type[nn.Module] | Space
 """A name, a class, or an instance; a class of torch modules is a space as well."""
@@ -54,6 +57,7 @@ class SearchSettings:
     batch_size: int = setting(64, "examples a batch", low=1)
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    precision: Precision = setting("float32", PRECISION)
     eval_size: int = setting(5000, "most validation examples that judge an epoch", low=1)
     max_params: int | None = setting(None, "most parameters of the derived network in its final form", low=1)
     max_flops: int | None = setting(None, "most multiply-adds of the derived network in its final form", low=1)
@@ -98,6 +102,7 @@ class TrainSettings:
     batch_size: int = setting(96, "examples a batch", low=1)
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    precision: Precision = setting("float32", PRECISION)
     inherit: bool = setting(False, "start from the weights that the search left instead of new ones")
     valid_portion: float = setting(
         0.0,
@@ -136,6 +141,7 @@ class CollectSettings:
     batch_size: int = setting(32, "examples a batch", low=1)
     seed: int = setting(0, "of all random numbers", low=0)
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto for the best one there is")
+    precision: Precision = setting("float32", PRECISION)
     optimizer: Literal["sgd", "adamw"] = setting("sgd", "momentum descent, or adam with decoupled weight decay")
     lr: float = setting(0.025, "learning rate at the start", above=0)
     momentum: float = setting(0.9, "momentum, or the decay of adamw's mean of gradients", low=0, high=0.999)
@@ -153,6 +159,7 @@ class CollectSettings:
             batch_size=self.batch_size,
             seed=seed,
             device=self.device,
+            precision=self.precision,
             optimizer=self.optimizer,
             lr=self.lr,
             momentum=self.momentum,

@@ -101,8 +101,8 @@ def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[
 
 def added(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[Tensor]:
     """totals[i] + modules[i](x) of all modules; None for zeros. Soft mixtures may be among the modules."""
-    weights = [_weights(module) for module in modules]
-    if torch.is_grad_enabled() and is_fast(x) and all(weight is not None for weight in weights):
+    weights = [_weights(module) for module in modules] if is_fast(x) and torch.is_grad_enabled() else [None]
+    if all(weight is not None for weight in weights):
         plan, statistics, eps = _plan_of(modules), Statistics(), list[float]()
         tensors = [x, *weights, *totals, *(holder[key] for holder, key in plan.own)]
         for option in plan.others:

@@ -102,8 +102,9 @@ def mask(size: int | Size) -> Tensor | None:
 
 def steps(size: Size, like: Tensor) -> Tensor:
     """(options, largest): 1 where a unit belongs to an option, else 0."""
-    values = torch.tensor(size.values, device=like.device)
-    return (torch.arange(size.largest, device=like.device) < values[:, None]).to(like.dtype)
+    units = torch.arange(size.largest, device=like.device)
+    # a tensor of the values would be copied to the device, for which a GPU is waited for
+    return torch.stack([units < value for value in size.values]).to(like.dtype)
 
 
 class ElasticLayer(Decision):

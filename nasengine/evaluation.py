@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nasengine.measure import Measure
+from nasengine.precision import Precision, at_precision
 from nasengine.task import Batch
 
 
@@ -36,7 +37,7 @@ def score(forward: Callable[[Tensor], Tensor], batches: Iterable[Batch], measure
     return total / count
 
 
-def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
+def recalibrate(network: nn.Module, batches: Iterable[Batch], precision: Precision = "float32") -> None:
     """Replaces the statistics of all batch norms by the mean over `batches`, without touching a weight.
 
     A subnet that inherits weights from a supernet inherits statistics of mixtures, under which it cannot be judged.
@@ -51,7 +52,7 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch]) -> None:
             for norm in norms:
                 norm.train()
             for inputs, _ in batches:
-                network(inputs)
+                at_precision(precision, network, inputs)
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

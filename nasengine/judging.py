@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from nasengine.batches import Batches, evaluation_batches
 from nasengine.config import SearchSettings
 from nasengine.cost import parameters
 from nasengine.evaluation import evaluating, recalibrate, score
+from nasengine.precision import at_precision
 from nasengine.supernet import Mixture, Supernet
 from nasengine.task import Augment, Batch, Task
 
@@ -23,7 +25,7 @@ class Judge:
 
     Args:
         task: whose measure counts.
-        settings: batch size, seed, and how many examples judge.
+        settings: batch size, seed, precision, and how many examples judge.
         train, valid: indices of the training set, (N,) int64: statistics come from the first, scores from the second.
         stream: of random numbers.
         device: where the networks are.
@@ -50,12 +52,13 @@ class Judge:
         """The score of `subnet`, and how many parameters that network has."""
         network = self.extracted(supernet, architecture)
         with evaluating(network):
-            return score(network, self._held_out(), self.task.measure), parameters(network)
+            forward = partial(at_precision, self.settings.precision, network)
+            return score(forward, self._held_out(), self.task.measure), parameters(network)
 
     def extracted(self, supernet: Supernet, architecture: Architecture) -> nn.Module:
         """The network of an architecture with inherited weights and statistics of its own."""
         network = supernet.extract(architecture)
-        recalibrate(network, self._recalibration())
+        recalibrate(network, self._recalibration(), self.settings.precision)
         return network
 
     def _held_out(self) -> Iterator[Batch]:

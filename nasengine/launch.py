@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import logging
 import struct
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +29,34 @@ _CHUNKS: Final = 16
 _SLACK: Final = 2048  # bytes: tiles read up to seven pixels too far
 _PIXELS: Final = 128
 """Of the output, that go through everything at a time: some rows."""
+COMPILING: Final = "loops are being compiled for this machine, once: that takes about 15 s"
+_SILENT = 4.0  # seconds in which nothing is told: a cache is read in one
+_told: ContextVar[Callable[[str], object]] = ContextVar(
+    "nasengine_launch_told", default=logging.getLogger("nasengine").info
+)
 _local = threading.local()
+
+
+@contextmanager
+def telling(note: Callable[[str], object]) -> Iterator[None]:
+    """A block in which a compilation that takes long is told to `note`, and not to the log of the package."""
+    token = _told.set(note)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+
+
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Tells that loops are being compiled, unless the cache has them: then it takes less time."""
+    timer = threading.Timer(_SILENT, _told.get(), [COMPILING])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache
@@ -39,7 +69,8 @@ def compiled() -> bool:
     try:
         from nasengine import kernels
 
-        kernels.compile_all()
+        with _announced():
+            kernels.compile_all()
     except Exception as error:
         warnings.warn(f"numba cannot compile loops here, plain modules run, slower: {reason(error)}.", stacklevel=2)
         return False

@@ -22,6 +22,8 @@ from nasengine.allocator import keep_pages
 from nasengine.cost import peak_memory
 from nasengine.curves import Curves
 from nasengine.errors import DeviceMemoryError, DivergedError, InterruptedRun, RunError
+from nasengine.launch import telling
+from nasengine.meter import Meter
 from nasengine.microbatches import Division, is_out_of_memory, within_memory
 from nasengine.run_directory import Row, Run
 from nasengine.seeding import generator
@@ -58,7 +60,7 @@ class Observer:
         """The loop begins at a step, more than 0 when a run goes on."""
 
     def stepped(self, step: int, means: Mapping[str, float], seconds_per_step: float) -> None:
-        """A step is done; the means of the epoch so far."""
+        """Steps are done; the means of the epoch so far. On a GPU not after every step: it would wait for that."""
 
     def epoch_ended(self, epoch: int, row: Row) -> None:
         """An epoch is done; its row of history.csv."""
@@ -84,7 +86,7 @@ class Loop:
     def __init__(self, run: Run, job: Job, observer: Observer, checkpoint_seconds: float) -> None:
         self.run, self.job, self.observer, self.checkpoint_seconds = run, job, observer, checkpoint_seconds
         self.step, self.saved_step, self.seconds, self.step_seconds = 0, 0, 0.0, 0.0
-        self.sums: dict[str, Tensor] = {}
+        self.meter, self._told = Meter(), (0, 0.0)
         self.history: list[dict[str, float | int | str]] = []
         self._start = b""
         self._unbounded = not_finite(job.state_dict())  # such as masks of -inf
@@ -93,7 +95,8 @@ class Loop:
         """Runs to the end and gives the result, which is also in run.json."""
         keep_pages()
         try:
-            return self._whole()
+            with telling(self.observer.note):
+                return self._whole()
         except DeviceMemoryError:
             self.run.update({"status": "interrupted"})
             raise
@@ -167,17 +170,22 @@ class Loop:
         if metrics is None:  # outside of the handler, whose error holds the tensors of the step
             self._go_back()
             return False
-        for name, value in metrics.items():
-            self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach()
         self.step += 1
-        numbers = torch.stack([v.detach().to(self.job.device, torch.float32) for v in metrics.values()]).tolist()
-        for name, number in zip(metrics, numbers, strict=True):
-            if not math.isfinite(number):
-                self._diverged(f"the {name.replace('_', ' ')} became {number}")
-        took = time.perf_counter() - start
-        self.step_seconds += took
-        self.observer.stepped(self.step, self._means(), took)
+        self.meter.add(self.step, metrics)
+        due = self.step % self.job.steps_per_epoch == 0 or self.meter.is_due()
+        if due:
+            self._look()
+        self.step_seconds += time.perf_counter() - start
+        if due:
+            step, seconds = self._told
+            self._told = self.step, self.step_seconds
+            self.observer.stepped(self.step, self._means(), (self.step_seconds - seconds) / (self.step - step))
         return True
+
+    def _look(self) -> None:
+        found = self.meter.look()
+        if found is not None:
+            self._diverged(f"the {found.name.replace('_', ' ')} became {found.number}", found.step)
 
     def _end_epoch(self, curves: Curves) -> None:
         epoch = self.step // self.job.steps_per_epoch
@@ -186,18 +194,17 @@ class Loop:
         self._clock()
         row |= {"seconds": round(self.seconds, 3), "seconds_in_steps": round(self.step_seconds, 3)}
         self.history.append(row)
-        self.sums = {}
+        self.meter.clear()
         self.run.write_history(self.history)
         curves.add(self.step, row)
         self.observer.epoch_ended(epoch, row)
 
     def _means(self) -> dict[str, float]:
-        count = (self.step - 1) % self.job.steps_per_epoch + 1
-        return {name: float(total) / count for name, total in self.sums.items()}
+        return self.meter.means((self.step - 1) % self.job.steps_per_epoch + 1)
 
     def _check_state(self) -> None:
         if not not_finite(self.job.state_dict()) <= self._unbounded:
-            self._diverged("a weight became NaN or infinite")
+            self._diverged("a weight became NaN or infinite", self.step)
 
     def _go_back(self) -> None:
         """To what was saved last, with batches that are divided further: a step that failed half-way left neither."""
@@ -219,6 +226,7 @@ class Loop:
             self.observer.note(division.note())
 
     def _save(self) -> None:
+        self._look()
         self._check_state()
         self._clock()
         self.run.save_checkpoint(self._state())
@@ -235,7 +243,7 @@ class Loop:
             "step": self.step,
             "seconds": self.seconds,
             "step_seconds": self.step_seconds,
-            "sums": self.sums,
+            "sums": self.meter.sums,
             "history": self.history,
             "random": random_state(),
         }
@@ -253,26 +261,27 @@ class Loop:
         try:
             self.job.load_state_dict(saved["job"])
             self.step, self.seconds, self.step_seconds = saved["step"], saved["seconds"], saved["step_seconds"]
-            self.sums, self.history = saved["sums"], saved["history"]
+            self.history = saved["history"]
+            self.meter.clear(saved["sums"])
             set_random_state(saved["random"])
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             raise RunError(
                 f"The checkpoint in {self.run.path} must fit the space and the algorithm, but was written by another "
                 "version of them; give another --out for a new run."
             ) from None
-        self.saved_step = self.step
+        self.saved_step, self._told = self.step, (self.step, self.step_seconds)
         self.run.write_history(self.history)
 
     def _clock(self) -> None:
         now = time.perf_counter()
         self.seconds, self._since = self.seconds + now - self._since, now
 
-    def _diverged(self, what: str) -> None:
-        epoch, kept = (self.step - 1) // self.job.steps_per_epoch + 1, self.saved_step
+    def _diverged(self, what: str, step: int) -> None:
+        epoch, kept = (step - 1) // self.job.steps_per_epoch + 1, self.saved_step
         last = f"the last good state, of step {kept}, is in {self.run.path}" if kept else "no state was saved before"
         self.run.update({"status": "diverged"})
         raise DivergedError(
-            f"Loss and weights must stay finite, but {what} at step {self.step} (epoch {epoch}); {last}: start a new "
+            f"Loss and weights must stay finite, but {what} at step {step} (epoch {epoch}); {last}: start a new "
             "run with a smaller learning rate."
         )
 

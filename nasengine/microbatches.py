@@ -173,19 +173,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def within_memory(what: str) -> Iterator[None]:
-    """A block of what cannot be divided. Raises DeviceMemoryError where the memory does not hold it."""
+def within_memory(what: str, begun: bool = True) -> Iterator[None]:
+    """A block of what cannot be divided, in a run or before it. Raises DeviceMemoryError where memory holds it not."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        raise exhausted(what) from None
+        raise exhausted(what, begun) from None
 
 
-def exhausted(what: str) -> DeviceMemoryError:
-    """The error of a run whose work does not fit, even in the smallest micro-batches."""
+def exhausted(what: str, begun: bool = True) -> DeviceMemoryError:
+    """The error of a run whose work does not fit, even in the smallest micro-batches; or of one that has not begun."""
+    saved = "what was saved is whole: go on with --resume where more is free, or start anew with"
     return DeviceMemoryError(
-        f"The memory of the device must hold {what}, but it did not; what was saved is whole: go on with --resume "
-        "where more is free, or start anew with a smaller --batch-size, a smaller space or another --device."
+        f"The memory of the device must hold {what}, but it did not; {saved if begun else 'give'} a smaller "
+        "--batch-size, a smaller space or another --device."
     )

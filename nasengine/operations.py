@@ -115,7 +115,8 @@ class _Depthwise(torch.autograd.Function):
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
     """Convolution of every channel (B, C, H, W) by its kernel, weight (C, 1, k, k); on CPUs with a faster gradient."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled()
+    if plain or x.device.type != "cpu":
         return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
     apply: Callable[..., Tensor] = _Depthwise.apply
     return apply(x, weight, stride, padding, dilation)

@@ -30,7 +30,7 @@ from nasengine.rank_plan import resolve_predictor
 from nasengine.registry import SPACES
 from nasengine.runtimes import Bench
 from nasengine.search_plan import GROUPS as SEARCH_GROUPS
-from nasengine.search_plan import SearchPlan, plan_search
+from nasengine.search_plan import SHARED, SearchPlan, plan_search
 from nasengine.settings import plain
 from nasengine.task import Task
 from nasengine.train_plan import parts
@@ -80,7 +80,7 @@ def plan_run(
     stored, given = dict(config or {}), split_assignments(list(settings), GROUPS)
     searched = [text for text in settings if text.strip().partition(".")[0] in SEARCH_GROUPS]
     search = plan_search(space=space, algorithm=algorithm, task=task, settings=searched, config=stored)
-    shared = {"seed": search.settings.seed, "device": search.settings.device}
+    shared = {name: getattr(search.settings, name) for name in SHARED}
     seed = {"seed": search.settings.seed}
     propose = resolve_settings(ProposeSettings, stored.get("propose", {}), given["propose"], "propose")
     collect = resolve_settings(CollectSettings, {**shared, **stored.get("collect", {})}, given["collect"], "collect")

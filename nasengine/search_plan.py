@@ -21,12 +21,15 @@ from nasengine.config import (
     resolve_task,
     split_assignments,
 )
+from nasengine.precision import require_precision
 from nasengine.registry import ALGORITHMS, SPACES
 from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.task import Task
 
 GROUPS: Final = ("space", "algo", "data", "search", "final")
+SHARED: Final = ("seed", "device", "precision")
+"""Settings of a search that what comes after it takes over."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def plan_search(
     resolved_space = resolve_space(space, stored.get("space", {"name": "darts"}), given["space"])
     resolved_algorithm = resolve_algorithm(algorithm, stored.get("algo", {"name": "rarts"}), given["algo"])
     numbers = resolve_settings(SearchSettings, stored.get("search", {}), given["search"], "search")
-    resolve_device(numbers.device)
+    require_precision(numbers.precision, resolve_device(numbers.device))
     resolved_task, data = resolve_task(task, stored.get("data", {}), given["data"])
     final = resolve_final(resolved_space, stored.get("final", {}), given["final"])
     resolved = {

@@ -32,6 +32,7 @@ from nasengine.errors import LimitError, ParallelError, RunError
 from nasengine.evolution import Budget
 from nasengine.footprint import Footprint
 from nasengine.judging import Judge
+from nasengine.launch import telling
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.microbatches import Division, micro_batches, within_memory
 from nasengine.parallel import ALONE, Ranks, local_device, start, sum_over_ranks, together
@@ -100,7 +101,7 @@ class SearchJob:
         form = space.form(self.final)
         if self.limits:
             refuse_early(self.final, task.shapes, self.limits, self.footprint, form)
-        with seeded(settings.seed, WEIGHTS):
+        with seeded(settings.seed, WEIGHTS), telling(self.observer.note):
             check_network(space, task.shapes, self.device)
         self.costs = CostModel(self.final, task.shapes, self.footprint, form) if self.limits else None
         if self.costs is not None:
@@ -121,6 +122,7 @@ class SearchJob:
         """A supernet, and the state before the first of so many steps, the same at every call."""
         with seeded(self.settings.seed, WEIGHTS):
             supernet: Supernet = on_device(self.space.supernet(self.task.shapes, self.task.loss), self.device)
+            supernet.precision = self.settings.precision
             if self.limits.parameters or self.limits.multiply_adds:
                 supernet.price = lambda mixture: self._price(mixture)  # a copied method would copy its job
             return supernet, self.algorithm.init(supernet, generator(self.settings.seed, ALPHAS), steps)
@@ -128,6 +130,7 @@ class SearchJob:
     def fit_memory(self) -> None:
         """Divides batches so that a step keeps `step_memory`, by trials. Raises SettingError."""
         if self.settings.step_memory is not None:
+            self.observer.note("trials of a step tell how to divide batches, to keep search.step_memory")
             with within_memory("a trial of search.step_memory"):
                 self.division.fit(self.settings.step_memory, self.step_bytes)
 

@@ -37,7 +37,7 @@ def by_formula() -> Iterator[None]:
 
 def is_fast(x: Tensor) -> bool:
     """Whether the compiled loops can have a batch of images (B, C, H, W)."""
-    if _formula.get() or is_sharded() or torch.compiler.is_compiling() or torch._C._is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing() or _formula.get() or is_sharded():
         return False
     if not is_ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode(False):
         return False

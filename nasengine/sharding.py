@@ -229,14 +229,15 @@ def _batch_norm(
     if not training:
         return F.batch_norm(input, running_mean, running_var, weight, bias, False, momentum, eps)
     apply: Callable[..., tuple[Tensor, Tensor, Tensor]] = _BatchNorm.apply
-    output, mean, var = apply(input, weight, bias, eps, world)
+    halved = input.dtype in (torch.bfloat16, torch.float16)  # whose moments are of single precision, as in torch
+    output, mean, var = apply(input.float() if halved else input, weight, bias, eps, world)
     with torch.no_grad():
         count = world * input.numel() // len(mean)
         if running_mean is not None:
             running_mean.copy_((1 - momentum) * running_mean + momentum * mean)
         if running_var is not None:
             running_var.copy_((1 - momentum) * running_var + momentum * var * (count / max(1, count - 1)))
-    return output
+    return output.to(input.dtype)
 
 
 class _BatchNorm(torch.autograd.Function):

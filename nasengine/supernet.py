@@ -10,9 +10,9 @@ from __future__ import annotations
 import abc
 import copy
 import dataclasses
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from nasengine.architecture import Architecture, Choice, Place
 from nasengine.errors import ArchitectureError
 from nasengine.microbatches import outputs_of
+from nasengine.precision import Precision, at_precision
 from nasengine.separable import by_formula
 from nasengine.sharding import is_sharded, over_shards, to_shards
 from nasengine.task import Batch
@@ -28,7 +29,6 @@ from nasengine.virtual import call_at
 
 if TYPE_CHECKING:
     from nasengine.space import Space
-
 
 T = TypeVar("T")
 
@@ -52,22 +52,27 @@ class _Call(NamedTuple):
     known: dict[object, Any]
 
 
-_call: ContextVar[_Call | None] = ContextVar("nasengine_supernet_call", default=None)
+class _Current(threading.local):
+    def __init__(self) -> None:
+        self.call: _Call | None = None
+
+
+_current = _Current()  # torch.compile cannot trace a ContextVar
 
 
 @contextmanager
 def _bound(mixture: Mixture, share: bool) -> Iterator[None]:
-    token = _call.set(_Call(mixture, {} if share else None, {}))
+    before, _current.call = _current.call, _Call(mixture, {} if share else None, {})
     try:
         with nullcontext() if share else by_formula():
             yield
     finally:
-        _call.reset(token)
+        _current.call = before
 
 
 def decided(label: str) -> Tensor | Gates | int:
     """What the mixture of the current call says about a choice. Raises ArchitectureError if it says nothing."""
-    call = _call.get()
+    call = _current.call
     if call is None:
         raise ArchitectureError(
             f"Choice {label!r} must be decided by a mixture: call the supernet as supernet(inputs, mixture), and do "
@@ -83,7 +88,7 @@ def decided(label: str) -> Tensor | Gates | int:
 
 def once_a_call(key: object, compute: Callable[[], T]) -> T:
     """What `compute` gives, computed once per supernet call for all who ask with an equal key."""
-    call = _call.get()
+    call = _current.call
     assert call is not None
     if key not in call.known:
         call.known[key] = compute()
@@ -93,7 +98,7 @@ def once_a_call(key: object, compute: Callable[[], T]) -> T:
 
 def known(key: object) -> Any | None:
     """What `once_a_call` has computed for this key; None where there is nothing, or no call."""
-    call = _call.get()
+    call = _current.call
     return None if call is None else call.known.get(key)
 
 
@@ -141,7 +146,7 @@ class Shared(nn.Module):
         self.module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        call = _call.get()
+        call = _current.call
         if call is None or call.shared is None:
             output: Tensor = self.module(x)
             return output
@@ -253,7 +258,6 @@ def fix(network: nn.Module, architecture: Architecture, inherit: bool = True) ->
 
     With `inherit` it has the network's weights; without, the parts cut out of larger ones start anew.
     """
-
     known: dict[nn.Module, nn.Module] = {}  # a layer that is used twice stays one layer
 
     def fixed(module: nn.Module) -> nn.Module:
@@ -313,6 +317,7 @@ class Supernet(nn.Module):
 
     Attributes:
         price: what a mixture's expected cost above the limits is worth, added to the loss of the alphas; or None.
+        precision: of passes; outputs and losses are float32 in both.
     """
 
     def __init__(
@@ -325,10 +330,11 @@ class Supernet(nn.Module):
         self.loss = loss
         self.share = share
         self.price: Callable[[Mixture], Tensor | float] | None = None
+        self.precision: Precision = "float32"
 
     def forward(self, inputs: Tensor, mixture: Mixture) -> Tensor:
         with _bound(mixture, self.share):
-            outputs: Tensor = self.network(inputs)
+            outputs: Tensor = at_precision(self.precision, self.network, inputs)
         return outputs
 
     def evaluate(self, batch: Batch, mixture: Mixture, weights: Weights | None = None) -> Evaluation:

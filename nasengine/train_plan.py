@@ -24,8 +24,10 @@ from nasengine.config import (
     split_assignments,
 )
 from nasengine.errors import ArchitectureError, RunError, SettingError
+from nasengine.precision import require_precision
 from nasengine.registry import SPACES
 from nasengine.run_directory import read_record
+from nasengine.search_plan import SHARED
 from nasengine.settings import plain
 from nasengine.space import Space
 from nasengine.task import Task
@@ -63,13 +65,13 @@ def plan_training(
     found = _search_record(Path(run)) if run is not None else None
     if found is not None:
         stored.setdefault("data", found["config"]["data"])
-        shared = {name: value for name, value in found["config"]["search"].items() if name in ("seed", "device")}
+        shared = {name: value for name, value in found["config"]["search"].items() if name in SHARED}
         stored.setdefault("train", shared)
     changes = split_assignments(list(settings), GROUPS)
     resolved = _final_space(space, stored, found, changes["space"])
     chosen = _chosen(resolved, found, genotype, architecture, stored.get("architecture"))
     numbers = resolve_settings(TrainSettings, stored.get("train", {}), changes["train"], "train")
-    resolve_device(numbers.device)
+    require_precision(numbers.precision, resolve_device(numbers.device))
     resolved_task, data = resolve_task(task, stored.get("data", {}), changes["data"])
     resolved.check(resolved.choices(resolved_task.shapes), chosen)
     final = {

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from nasengine.interface import Interface
 from nasengine.loop import Loop, Observer, seeded
 from nasengine.microbatches import Division, micro_batches, outputs_of
 from nasengine.operations import DropPath
+from nasengine.precision import at_precision
 from nasengine.run_directory import CHECKPOINT, Run
 from nasengine.searching import INHERITED, TRAIN, WEIGHTS, on_device, packed
 from nasengine.space import Space
@@ -104,7 +107,7 @@ class TrainJob:
         inputs, targets = self.batches[step]
         set_drop_path(self.network, self.settings.drop_path * (step // self.steps_per_epoch) / self.epochs)
         with micro_batches(self.division.count):
-            outputs = outputs_of(self.network, inputs)
+            outputs = at_precision(self.settings.precision, partial(outputs_of, self.network), inputs)
         logits, auxiliary = outputs if isinstance(outputs, tuple) else (outputs, None)
         loss = self._loss(logits, targets)
         total = loss if auxiliary is None else loss + self.settings.auxiliary_weight * self._loss(auxiliary, targets)
@@ -141,7 +144,8 @@ class TrainJob:
     def _score(self, inputs: Tensor, targets: Tensor) -> float:
         batches = evaluation_batches(self.task, inputs, targets, 2 * self.settings.batch_size, self.device)
         with evaluating(self.network):
-            return score(self.network, batches, self.task.measure)
+            forward = partial(at_precision, self.settings.precision, self.network)
+            return score(forward, batches, self.task.measure)
 
     def finish(self, run: Run) -> dict[str, Any]:
         measure = self.task.measure.name
@@ -177,6 +181,21 @@ def _optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, settings.lr, (settings.momentum, 0.999), weight_decay=decay)
     return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=decay)
+
+
+@contextmanager
+def tuned(device: torch.device) -> Iterator[None]:
+    """A block in which cuDNN tries its convolutions on the first batch, since all have one shape.
+
+    Not where deterministic algorithms are asked for: what is found fastest may differ from run to run.
+    """
+    cudnn = torch.backends.cudnn
+    before, exact = cudnn.benchmark, cudnn.deterministic or torch.are_deterministic_algorithms_enabled()
+    cudnn.benchmark = before or (device.type == "cuda" and not exact)
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def set_drop_path(network: torch.nn.Module, probability: float) -> None:
@@ -227,7 +246,8 @@ def train(
     begin = Run.resume if resume else Run.start
     with begin(path, "train", plan.config, facts) as directory, seeded(plan.settings.seed, TRAIN):
         directory.update({"interface": Interface.of(plan.task).plain()})
-        result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
+        with tuned(job.device):
+            result = Loop(directory, job, observer or Observer(), plan.settings.checkpoint_seconds)()
         test, valid = (result.get(f"{part}_{plan.task.measure.name}") for part in ("test", "valid"))
         return TrainResult(path, test, valid, directory.record)
 
@@ -244,7 +264,7 @@ def score_on_test(path: Path | str, task: Task) -> float:
     network, data = on_device(trained.network, device), task.dataset
     batches = evaluation_batches(task, data.test_inputs, data.test_targets, 2 * settings.batch_size, device)
     with evaluating(network):
-        return score(network, batches, task.measure)
+        return score(partial(at_precision, settings.precision, network), batches, task.measure)
 
 
 def _inherited(plan: TrainPlan, run: Path | str | None) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from nasengine._cli.options import Config, Data, Device, DryRun, Out, Resume, Seed, Set, Workers, assignments
+from nasengine._cli.options import Config, Data, Device, DryRun, Out, Precision, Resume, Seed, Set, Workers, assignments
 
 EPILOG = (
     "Example: nasengine compare --space darts --algo rarts,darts,darts:order=second,random --data digits --seeds 3 "
@@ -50,6 +50,7 @@ def compare(
     train_epochs: TrainEpochs = None,
     seed: Seed = None,
     device: Device = None,
+    precision: Precision = None,
     set_: Set = None,
     config: Config = None,
     out: Out = None,
@@ -70,7 +71,7 @@ def compare(
     from nasengine.errors import InterruptedRun
     from nasengine.workers import checked_workers
 
-    flags = {"train.epochs": train_epochs, "search.seed": seed, "search.device": device}
+    flags = {"train.epochs": train_epochs, "search.seed": seed, "search.device": device, "search.precision": precision}
     settings = assignments(set_, flags)
     stored = read_config(config, "compare") if config is not None else None
     number = checked_workers(workers)

@@ -18,9 +18,12 @@ from nasengine.architecture import Architecture
 from nasengine.calibrating import calibrated, epochs_of, training_seconds
 from nasengine.collecting import CollectPlan
 from nasengine.compare_plan import ComparePlan
-from nasengine.config import CollectSettings, TrainSettings
+from nasengine.config import CollectSettings, SearchSettings, TrainSettings
 from nasengine.descent import in_words
 from nasengine.labelling import CollectJob, InheritJob
+from nasengine.launch import telling
+from nasengine.loop import Observer
+from nasengine.microbatches import within_memory
 from nasengine.run_plan import RunPlan
 from nasengine.search_plan import SearchPlan
 from nasengine.searching import SearchJob
@@ -34,12 +37,21 @@ from nasengine.workers import checked_workers
 
 _PROBE_BATCH, _PROBES, _ARCHITECTURES = 8, 3, 5
 _LONG = 5.0  # seconds of a step
+_TRIED = within_memory("the steps of a dry run", begun=False)
 
 
+class _Notes(Observer):
+    """Says what takes long before it does."""
+
+    def note(self, text: str) -> None:
+        typer.echo(f"  {text}", err=True)
+
+
+@_TRIED
 def search_cost(plan: SearchPlan) -> None:
     """Prints the cost of the supernet's search, and of training a random architecture of its space."""
     job, _ = _print_search(plan)
-    defaults = TrainSettings(device=plan.settings.device)
+    defaults = TrainSettings(device=plan.settings.device, precision=plan.settings.precision)
     fitting = min(defaults.batch_size, len(plan.task.dataset.train_targets))
     title = "final training of a random architecture, at the defaults of 'nasengine train':"
     settings = dataclasses.replace(defaults, batch_size=fitting)
@@ -52,14 +64,14 @@ def _random(job: SearchJob) -> Architecture:
 
 def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
     """The search, and the seconds of its steps."""
-    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, final=plan.final)
+    job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings, _Notes(), final=plan.final)
     steps = job.epochs * job.steps_per_epoch
     job.fit_memory()
     supernet = plan.algorithm.supernet(job.state)
     # a schedule that fits the steps of the probe, so that all its phases are timed
     job.state = plan.algorithm.init(supernet, generator(plan.settings.seed), 2 + _PROBES)
     step = cost.step_cost(lambda: job.step(0), lambda: _held(state_dict(job.state)), _PROBES, job.device)
-    length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}"
+    length = f"{counted(job.epochs, 'epoch')} of {counted(job.steps_per_epoch, 'step')}{_lowered(plan.settings)}"
     typer.echo(f"search: {plan.space.name} by {plan.algorithm.name} on {plan.task.name}, {length}")
     typer.echo(f"  supernet: {cost.parameters(supernet):,} parameters, {counted(len(supernet.choices), 'choice')}")
     seconds = _print_step(step, steps, str(job.division), _growing(job))
@@ -69,17 +81,20 @@ def _print_search(plan: SearchPlan) -> tuple[SearchJob, float]:
     return job, seconds
 
 
+@_TRIED
 def training_cost(plan: TrainPlan) -> None:
     """Prints the cost of a training."""
     title = f"training: {plan.space.name} on {plan.task.name}"
     _print_training(title, plan.space, plan.architecture, plan.task, plan.settings)
 
 
+@_TRIED
 def collecting_cost(plan: CollectPlan) -> None:
     """Prints the cost of all labels, by steps of the first few architectures."""
     _print_labels(plan.job(), plan.settings, plan.inherit)
 
 
+@_TRIED
 def running_cost(plan: RunPlan, workers: int | str) -> None:
     """Prints the stages of a pipeline, and about how long those take that train or score."""
     number = checked_workers(workers)
@@ -122,12 +137,15 @@ def _print_labels(job: CollectJob | InheritJob, settings: CollectSettings, inher
         seconds, memory = seconds + measured.seconds / len(trainings), max(memory, measured.memory)
     sizes = [cost.parameters(training.network) for training in trainings]
     often = f"{settings.repeats} times " if settings.repeats > 1 else ""
-    length = f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each"
+    length = (
+        f"{often}{counted(settings.epochs, 'epoch')} of {counted(job.steps_per_pass, 'step')} each{_lowered(settings)}"
+    )
     typer.echo(f"labels: {counted(job.epochs, 'architecture')} of {job.space.name} on {job.task.name}, {length}")
     typer.echo(f"  the first {len(sizes)}: {min(sizes):,} to {max(sizes):,} parameters")
     return _print_step(cost.StepCost(seconds, memory), steps, f"a step of {settings.batch_size}")
 
 
+@_TRIED
 def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
     """Prints the epochs that every algorithm gets within the budget, and how long all of it takes."""
     found = {contender.label: calibrated(plan, contender, workers) for contender in plan.contenders}
@@ -150,6 +168,11 @@ def comparing_cost(plan: ComparePlan, workers: int | str) -> None:
 
 
 def _print_training(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> float:
+    with telling(_Notes().note):
+        return _timed(title, space, architecture, task, settings)
+
+
+def _timed(title: str, space: Space, architecture: Architecture, task: Task, settings: TrainSettings) -> float:
     whole = TrainJob(space, architecture, task, settings)
     batch = min(_PROBE_BATCH, settings.batch_size)
     probe = TrainJob(space, architecture, task, dataclasses.replace(settings, batch_size=batch))
@@ -161,9 +184,14 @@ def _print_training(title: str, space: Space, architecture: Architecture, task: 
     if step.seconds < _LONG:  # a large network is timed by a small batch, others as they train
         step = dataclasses.replace(step, seconds=cost.step_seconds(lambda: whole.step(0), _PROBES))
     flops = cost.multiply_adds(lambda: space.build(architecture, task.shapes), task.shapes)
+    work = f"{flops:,} multiply-adds{_lowered(settings)}"
     typer.echo(title)
-    typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {flops:,} multiply-adds")
+    typer.echo(f"  network: {cost.parameters(probe.network):,} parameters, {work}")
     return _print_step(step, settings.epochs * whole.steps_per_epoch, str(whole.division), round(growing * scale))
+
+
+def _lowered(settings: SearchSettings | TrainSettings | CollectSettings) -> str:
+    return "" if settings.precision == "float32" else f", in {settings.precision}"
 
 
 def _growing(job: SearchJob) -> int:

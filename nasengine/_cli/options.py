@@ -93,6 +93,14 @@ Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, cuda:1, mps or auto.  [default: auto]", metavar="NAME", show_default=False),
 ]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        help="Of convolutions and matrix products; weights stay float32.  [default: float32]",
+        metavar="float32|bfloat16",
+        show_default=False,
+    ),
+]
 
 
 def epochs(default: int) -> Any:

@@ -135,7 +135,7 @@ class LabelProgress(Progress):
         self._bar.update(self._task, total=self._steps, completed=step, description="label")
 
     def stepped(self, step: int, means: Mapping[str, float], seconds_per_step: float) -> None:
-        self._done, self._taken = step, self._taken + seconds_per_step
+        self._done, self._taken = step, self._taken + seconds_per_step * (step - self._done)
         self._measure = _measure(means)
         number = (step - 1) // self._per_epoch + 1
         self._bar.update(self._task, completed=step, description=f"label {number}", left=duration(self._left()))

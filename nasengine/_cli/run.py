@@ -17,6 +17,7 @@ from nasengine._cli.options import (
     MaxMemory,
     MaxParams,
     Out,
+    Precision,
     Resume,
     Seed,
     Set,
@@ -89,6 +90,7 @@ def run(
     max_memory: MaxMemory = None,
     seed: Seed = None,
     device: Device = None,
+    precision: Precision = None,
     set_: Set = None,
     config: Config = None,
     out: Out = None,
@@ -123,6 +125,7 @@ def run(
         "search.max_memory": max_memory,
         "search.seed": seed,
         "search.device": device,
+        "search.precision": precision,
     }
     settings = assignments(set_, flags)
     stored = read_config(config, "run") if config is not None else None

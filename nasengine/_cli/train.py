@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from nasengine._cli import options
-from nasengine._cli.options import Config, Data, Device, DryRun, Out, Resume, Seed, Set, assignments
+from nasengine._cli.options import Config, Data, Device, DryRun, Out, Precision, Resume, Seed, Set, assignments
 
 EPILOG = (
     "Example: nasengine train results/digits/darts/rarts/seed-0 --epochs 40 --set space.channels=16 "
@@ -42,6 +42,7 @@ def train(
     batch_size: Annotated[str | None, options.batch_size(96)] = None,
     seed: Seed = None,
     device: Device = None,
+    precision: Precision = None,
     set_: Set = None,
     config: Config = None,
     out: Out = None,
@@ -59,39 +60,26 @@ def train(
     from nasengine.errors import InterruptedRun
     from nasengine.train_plan import plan_training
 
-    flags = {"train.epochs": epochs, "train.batch_size": batch_size, "train.seed": seed, "train.device": device}
+    flags = {
+        "train.epochs": epochs,
+        "train.batch_size": batch_size,
+        "train.seed": seed,
+        "train.device": device,
+        "train.precision": precision,
+    }
     settings = [*assignments(set_, flags), *(["train.inherit=true"] if inherit else [])]
     stored = read_config(config, "train") if config is not None else None
+    asked: dict[str, Any] = {"genotype": genotype, "architecture": architecture, "space": space, "task": data}
+    asked |= {"settings": settings, "config": stored}
     if dry_run:
         from nasengine._cli.dry_run import training_cost
 
-        training_cost(
-            plan_training(
-                run,
-                genotype=genotype,
-                architecture=architecture,
-                space=space,
-                task=data,
-                settings=settings,
-                config=stored,
-            )
-        )
+        training_cost(plan_training(run, **asked))
         return
     progress = Progress()
     try:
         with progress:
-            result = training.train(
-                run,
-                genotype=genotype,
-                architecture=architecture,
-                space=space,
-                task=data,
-                settings=settings,
-                config=stored,
-                out=out,
-                resume=resume,
-                observer=progress,
-            )
+            result = training.train(run, **asked, out=out, resume=resume, observer=progress)
     except InterruptedRun as error:
         again = f"nasengine train --out {shlex.quote(str(progress.path))} --resume"
         raise InterruptedRun(f"{str(error).rstrip('.')}: go on with '{again}'.") from None

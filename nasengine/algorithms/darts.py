@@ -74,6 +74,11 @@ class DARTS(Algorithm[DARTSState]):
             )
 
     def init(self, supernet: Supernet, generator: torch.Generator, steps: int) -> DARTSState:
+        if self.order == "second" and supernet.precision != "float32":
+            raise SettingError(
+                "algo.order=second needs weights that differ by less than bfloat16 tells apart, but search.precision "
+                f"is {supernet.precision}; set algo.order=exact or first, or search.precision=float32."
+            )
         like = next(supernet.parameters())
         gates = UnitGates(gate_sizes(supernet, self.widths == "gates"), self.gates, like)
         choices = {label: choice for label, choice in supernet.choices.items() if label not in gates.sizes}

@@ -12,11 +12,13 @@ import torch
 from filelock import FileLock
 
 import nasengine
+from nasengine import launch
 from nasengine.parallel import ALONE
 from tests.nasengine.process_searches import begin, start_processes
 from tests.nasengine.processes import computed
 from tests.nasengine.runs import SEARCH, TRAIN
 
+launch.compiled()  # runs say so where it takes long, and tests compare what runs say
 torch.set_num_threads(1)  # the workers share the cores: more threads than cores are many times slower
 
 

@@ -71,6 +71,13 @@ def cells() -> Solvable:
     return Solvable(supernet.to(memory_format=torch.channels_last), *batches)
 
 
+def halves() -> Solvable:
+    """A small network in float32 whose passes are in bfloat16."""
+    supernet, *batches = smooth()
+    supernet.float().precision = "bfloat16"
+    return Solvable(supernet, *(Batch(x.float(), targets) for x, targets in batches))
+
+
 def part_of(batch: Batch, ranks: Ranks) -> Batch:
     """The shard of a process."""
     return Batch(*(tensor.chunk(ranks.world)[ranks.rank] for tensor in batch))
@@ -185,6 +192,7 @@ def computed(ranks: Ranks) -> dict[str, Any]:
         found[f"{name} on layers"] = searched(ALGORITHMS[name], smooth(), ranks)
     for name in CELLS:
         found[f"{name} on cells"] = searched(ALGORITHMS[name], cells(), ranks, steps=2)
+    found["rarts in bfloat16"] = searched(ALGORITHMS["rarts"], halves(), ranks)
     return found
 
 

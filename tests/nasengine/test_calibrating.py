@@ -12,6 +12,7 @@ from nasengine.calibrating import Calibration, calibrated, epochs_of, training_s
 from nasengine.compare_plan import plan_compare
 from nasengine.errors import SettingError
 from nasengine.judging import Judge
+from nasengine.microbatches import Division
 from nasengine.searching import SearchJob
 from nasengine.supernet import Supernet
 from tests.nasengine.comparisons import COMPARE
@@ -57,6 +58,26 @@ def test_a_search_is_timed_and_leaves_no_trace(small: str, monkeypatch: pytest.M
     assert len(judged) == 1 + 4 and len(set(judged[1:])) == 4  # of the epoch, and of the answer
     assert found.evaluation == 1.0 and found.answer == 1.0 + (1.0 + 1 / 4 * 5) + 1.0
     assert training_seconds(plan, 1) > 0
+
+
+def test_a_search_is_timed_as_its_limit_divides_it(small: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_compare(
+        algorithms="random,rarts", task=small, budget=1000, settings=(*COMPARE, "search.step_memory=1GB")
+    )
+    counts, step = list[int](), SearchJob.step
+
+    def fitted(division: Division, *arguments: object) -> None:
+        division.count = 2
+
+    def counted(job: SearchJob, number: int) -> dict[str, torch.Tensor]:
+        counts.append(job.division.count)
+        return step(job, number)
+
+    monkeypatch.setattr(Division, "fit", fitted)
+    monkeypatch.setattr(SearchJob, "step", counted)
+    monkeypatch.setattr("nasengine.calibrating._clock", _ticking())
+    calibrated(plan, plan.contenders[0], 1)
+    assert set(counts) == {2}
 
 
 @pytest.mark.parametrize(

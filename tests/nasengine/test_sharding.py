@@ -27,6 +27,7 @@ SEARCHES = [
     *(f"{name} on sizes" for name in ALGORITHMS),
     *(f"{name} on layers" for name in LAYERS),
     *(f"{name} on cells" for name in CELLS),
+    "rarts in bfloat16",
 ]
 
 
@@ -66,7 +67,7 @@ def assert_close(actual: Any, expected: Any, tolerance: float) -> None:
 def test_search_of_two_is_that_of_one(name: str, both: tuple[Any, list[Any]]) -> None:
     alone, ranks = both
     for found in ranks:
-        assert_close(found[name], alone[name], 1e-5 if "cells" in name else 1e-9)
+        assert_close(found[name], alone[name], 1e-5 if "cells" in name else 1e-2 if "bfloat16" in name else 1e-9)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -17,7 +17,7 @@ from nasengine.loop import Observer
 from nasengine.operations import DropPath
 from nasengine.task import DataSettings, load_task
 from nasengine.train_plan import plan_training
-from nasengine.training import TrainJob
+from nasengine.training import TrainJob, tuned
 from search_spaces.darts import DARTS
 from tests.nasengine.runs import GENOTYPE, TRAIN, assert_same_run, contents, history, record, state
 
@@ -234,3 +234,15 @@ def test_a_full_disk_at_the_end_loses_nothing(small: str, tmp_path: Path) -> Non
     nasengine.train(genotype=GENOTYPE, task=small, settings=ONE_NODE, out=tmp_path / "whole")
     nasengine.train(out=tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+def test_cudnn_tries_its_convolutions_unless_bits_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    cudnn = torch.backends.cudnn
+    monkeypatch.setattr(cudnn, "benchmark", False)
+    with tuned(torch.device("cuda")):
+        assert cudnn.benchmark
+    assert not cudnn.benchmark
+    with tuned(torch.device("cpu")):
+        assert not cudnn.benchmark
+    with cudnn.flags(deterministic=True), tuned(torch.device("cuda")):
+        assert not cudnn.benchmark

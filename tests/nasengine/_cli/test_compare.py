@@ -98,5 +98,5 @@ def test_help(cli: Run) -> None:
     assert code == 0 and "Compare algorithms at equal cost, over several seeds." in out
     assert " ".join(out.split()).endswith(" ".join(EPILOG.split()))
     listed = re.findall(r"^  (--[\w-]+)", out[: out.rindex("Example:")], flags=re.MULTILINE)
-    options = "space algo data seeds budget train-epochs seed device set config out resume workers dry-run"
+    options = "space algo data seeds budget train-epochs seed device precision set config out resume workers dry-run"
     assert listed == [f"--{name}" for name in options.split()]

@@ -35,22 +35,23 @@ PAGES = {
         "Go from a question to a tested, exported network.",
         run_.EPILOG,
         "--space --algo --data --epochs --candidates --labels --score --predictor --train --seeds --train-epochs "
-        "--against --export --max-params --max-flops --max-latency --max-memory --seed --device --set --config --out "
-        "--resume --workers --dry-run --help",
+        "--against --export --max-params --max-flops --max-latency --max-memory --seed --device --precision --set "
+        "--config --out --resume --workers --dry-run --help",
     ),
     "search": (
         "Usage: nasengine search [OPTIONS]",
         "Search an architecture for your data.",
         search.EPILOG,
         "--space --algo --data --epochs --batch-size --batch_size --train-portion --benchmark --max-params --max-flops "
-        "--max-latency --max-memory --step-memory --seed --device --set --config --out --resume --dry-run --help",
+        "--max-latency --max-memory --step-memory --seed --device --precision --set --config --out --resume "
+        "--dry-run --help",
     ),
     "train": (
         "Usage: nasengine train [OPTIONS] [RUN]",
         "Train the found network from scratch, and test it once.",
         train.EPILOG,
-        "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device --set "
-        "--config --out --resume --dry-run --help",
+        "--genotype --architecture --space --inherit --data --epochs --batch-size --batch_size --seed --device "
+        "--precision --set --config --out --resume --dry-run --help",
     ),
     "propose": (
         "Usage: nasengine propose [OPTIONS] {RUN}",
@@ -83,8 +84,8 @@ PAGES = {
         "Usage: nasengine compare [OPTIONS]",
         "Compare algorithms at equal cost, over several seeds.",
         compare.EPILOG,
-        "--space --algo --data --seeds --budget --train-epochs --seed --device --set --config --out --resume "
-        "--workers --dry-run --help",
+        "--space --algo --data --seeds --budget --train-epochs --seed --device --precision --set --config --out "
+        "--resume --workers --dry-run --help",
     ),
     "export": (
         "Usage: nasengine export [OPTIONS] {RUN}",
