@@ -1,6 +1,10 @@
-"""Images per second of the training data path: gather, crop, flip, normalise, cutout.
+"""Images per second of the training data path (gather, crop, flip, normalise, cutout), and its share of a step.
 
-python benchmarks/data_path.py [--data cifar10:PATH] [--batch-size 64] [--device cpu]
+python benchmarks/data_path.py [--data cifar10:PATH] [--batch-size 64] [--device cpu] [--threads 2] [--steps 5]
+
+The shares are those of a first-order step of a DARTS search (16 channels, 8 cells), which needs two batches, and of a
+training step of DARTS_V2 (36 channels, 20 cells), with 16 and 64 images of 3x32x32 pixels on the CPU: in one run, a
+step takes turns with the making of its batches. `--steps 0` leaves them out.
 """
 
 from __future__ import annotations
@@ -8,9 +12,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
+from peers.contest import Step, final_step, search_step
 
+from nasengine.algorithms.darts import DARTS
 from nasengine.batches import Batches
 from nasengine.task import Augment, Dataset, DataSettings, Task, load_task
 
@@ -44,6 +51,37 @@ def _rate(batches: Batches, first: int, steps: int, batch_size: int, device: tor
     return steps * batch_size / (time.perf_counter() - start)
 
 
+def _batches(task: Task, batch_size: int, stream: int, device: torch.device) -> Batches:
+    indices = torch.arange(len(task.dataset.train_targets))
+    return Batches(task, indices, batch_size, seed=0, stream=stream, augment=_AUGMENT, device=device)
+
+
+def _share(task: Task, step: Step, streams: int, batch_size: int, steps: int) -> str:
+    """Seconds of making the batches of a step, and of the step: medians of so many, taken in turns."""
+    both = [_batches(task, batch_size, stream, torch.device("cpu")) for stream in range(streams)]
+    made, taken = [], []
+    for number in range(steps + 1):
+        start = time.perf_counter()
+        batches = [one[number] for one in both]
+        between = time.perf_counter()
+        step(batches[0], batches[-1])
+        made.append(between - start)
+        taken.append(time.perf_counter() - between)
+    making, stepping = statistics.median(made[1:]), statistics.median(taken[1:])
+    return f"{1e3 * making:.2f} ms to make, {1e3 * stepping:,.0f} ms a step: {100 * making / stepping:.2f} %"
+
+
+def _print_shares(task: Task, steps: int) -> None:
+    kinds: dict[str, tuple[Callable[[], Step], int]] = {
+        "search step, first order, 2 batches": (lambda: search_step(DARTS(order="first")), 2),
+        "final training step, 1 batch": (final_step, 1),
+    }
+    for name, (make, streams) in kinds.items():
+        step = make()
+        for batch_size in (16, 64):
+            print(f"{name} of {batch_size}: {_share(task, step, streams, batch_size, steps)}", flush=True)
+
+
 def main() -> None:
     """Measures and prints the median of several repetitions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -51,12 +89,15 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each kind, for the shares")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     start = time.perf_counter()
     task = load_task(arguments.data) if arguments.data else _synthetic()
     loaded = time.perf_counter() - start
-    device, indices = torch.device(arguments.device), torch.arange(len(task.dataset.train_targets))
-    batches = Batches(task, indices, arguments.batch_size, seed=0, stream=0, augment=_AUGMENT, device=device)
+    device = torch.device(arguments.device)
+    batches = _batches(task, arguments.batch_size, 0, device)
     _rate(batches, 0, 10, arguments.batch_size, device)
     steps = max(1, 6400 // arguments.batch_size)
     rates = [
@@ -66,6 +107,8 @@ def main() -> None:
     print(f"{task.name}: loaded in {loaded:.1f} s; crop 4, flip, cutout 16, batches of {arguments.batch_size}")
     print(f"{statistics.median(rates):,.0f} images/s (median of {len(rates)}; {min(rates):,.0f} to {max(rates):,.0f})")
     print(f"{arguments.device}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if arguments.steps:
+        _print_shares(task, arguments.steps)
 
 
 if __name__ == "__main__":

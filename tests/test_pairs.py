@@ -42,11 +42,11 @@ def task() -> Task:
     return load_task("digits", DataSettings(train_size=40))
 
 
-def small(name: str) -> list[str]:
+def small(name: str, group: str = "space") -> list[str]:
     """The settings of a small space, as texts."""
     settings = SMALL.get(name, {})
     return [
-        f"space.{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
+        f"{group}.{key}={','.join(map(str, value)) if isinstance(value, tuple) else value}"
         for key, value in settings.items()
     ]
 
@@ -54,7 +54,7 @@ def small(name: str) -> list[str]:
 @pytest.mark.parametrize("algo", ALGORITHMS.names())
 @pytest.mark.parametrize("space", [name for name in SPACES.names() if SPACES[name].searchable])
 def test_pair(space: str, algo: str, task: Task, tmp_path: Path) -> None:
-    settings = [*SEARCH, *small(space), *QUICK.get(algo, ())]
+    settings = [*SEARCH, *small(space), *small(space, "final"), *QUICK.get(algo, ())]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     found = nasengine.search(space, algo, task, settings=settings, out=whole)
     with pytest.raises(InterruptedRun):

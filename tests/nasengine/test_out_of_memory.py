@@ -29,6 +29,8 @@ ERRORS: list[Callable[[], Exception]] = [
     lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8000000000 bytes."),
 ]
 SMALL = (*SEARCH, "search.batch_size=16", "search.epochs=2", "search.checkpoint_seconds=0")
+LIMITED = (*SMALL, "algo.sweep=stale")
+"""Fewer passes a step: trials of memory count every operation of one, which takes long."""
 
 
 class Notes(Observer):
@@ -129,7 +131,7 @@ def test_the_peak_is_recorded(ended: Path) -> None:
 
 def limit_for(small: str, count: int) -> int:
     """Bytes that a step takes in so many micro-batches."""
-    plan = plan_search(task=small, settings=SMALL)
+    plan = plan_search(task=small, settings=LIMITED)
     return SearchJob(plan.space, plan.algorithm, plan.task, plan.settings).step_bytes(16, count)
 
 
@@ -137,7 +139,7 @@ def limit_for(small: str, count: int) -> int:
 def limited(small: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, Notes]:
     limit = f"search.step_memory={limit_for(small, 4)}B"
     out, notes = tmp_path_factory.mktemp("runs") / "limited", Notes()
-    nasengine.search(task=small, settings=(*SMALL, limit), out=out, observer=notes)
+    nasengine.search(task=small, settings=(*LIMITED, limit), out=out, observer=notes)
     return out, limit, notes
 
 
@@ -148,7 +150,7 @@ def test_a_search_keeps_its_limit(small: str, limited: tuple[Path, str, Notes]) 
     assert notes.notes[1] == (
         f"batches of 16 are evaluated in {count} micro-batches: batch norms take the statistics of each"
     )
-    plan = plan_search(task=small, settings=(*SMALL, limit))
+    plan = plan_search(task=small, settings=(*LIMITED, limit))
     job = SearchJob(plan.space, plan.algorithm, plan.task, plan.settings)
     whole = step_bytes(lambda: job.step(0), job.device)
     job.fit_memory()
@@ -168,7 +170,7 @@ def test_a_limited_search_goes_on_with_the_same_bits(
 
     out, limit, _ = limited
     with pytest.raises(Stopped):
-        nasengine.search(task=small, settings=(*SMALL, limit), out=tmp_path, observer=Stopping())
+        nasengine.search(task=small, settings=(*LIMITED, limit), out=tmp_path, observer=Stopping())
     monkeypatch.setattr(SearchJob, "fit_memory", None)  # it takes what is recorded, and tries nothing
     nasengine.search(out=tmp_path, resume=True)
     assert same(state(tmp_path), state(out)) and history(tmp_path) == history(out)

@@ -41,7 +41,7 @@ def joined(cluster: str) -> Iterator[None]:
     ray.shutdown()
 
 
-WORKS = 4
+WORKS = 3  # a worker takes seconds to start, and every work takes two
 DRIVER = f"""
 import sys
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_workers_and_the_driver_are_killed(small: str, whole: Path, tmp_path: Pa
         [sys.executable, "-c", DRIVER, small, str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)}
     )
     deadline = time.monotonic() + 120
-    while not (tmp_path / "log").exists() or sum(line.startswith("end") for line in lines(tmp_path)) < 2:
+    while not (tmp_path / "log").exists() or sum(line.startswith("end") for line in lines(tmp_path)) < 1:
         assert time.monotonic() < deadline and driver.poll() is None
         time.sleep(0.05)
     driver.kill()

@@ -19,7 +19,7 @@ from nasengine.task import DataSettings, load_task
 from nasengine.train_plan import plan_training
 from nasengine.training import TrainJob, tuned
 from search_spaces.darts import DARTS
-from tests.nasengine.runs import GENOTYPE, TRAIN, assert_same_run, contents, history, record, state
+from tests.nasengine.runs import GENOTYPE, TINY, TRAIN, assert_same_run, contents, history, record, state
 
 ONE_NODE = ("space.nodes=1", *TRAIN)
 
@@ -77,9 +77,13 @@ def test_the_three_sources_are_one(ended: Path, small: str, tmp_path: Path) -> N
     assert plan_training(ended).default_out == ended / "final"
 
 
-def test_settings_of_the_search_are_the_defaults(ended: Path) -> None:
+def test_settings_of_the_search_are_the_defaults(ended: Path, small: str, tmp_path: Path) -> None:
     plan = plan_training(ended)
     assert plan.settings == TrainSettings(device="cpu")
+    assert (plan.space.channels, plan.space.layers) == (2, 3)  # type: ignore[attr-defined]
+    quick = ("search.epochs=1", "search.batch_size=8", "search.device=cpu")
+    nasengine.search(task=small, settings=(*TINY, *quick), out=tmp_path / "free")
+    plan = plan_training(tmp_path / "free")
     assert (plan.space.channels, plan.space.layers) == (36, 20)  # type: ignore[attr-defined]
 
 

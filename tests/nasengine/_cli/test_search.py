@@ -13,13 +13,13 @@ from nasengine._cli.progress import Progress
 from nasengine._cli.search import EPILOG
 from nasengine.searching import SearchJob
 from tests.nasengine._cli.conftest import Run
-from tests.nasengine.runs import SEARCH, TINY, assert_same_run, contents, flags, record
+from tests.nasengine.runs import FINAL, SEARCH, TINY, assert_same_run, contents, flags, record
 
 QUICK = ("--epochs", "2", "--batch-size", "8", "--device", "cpu")
 
 
 def test_a_search_is_told_and_kept(cli: Run, small: str, ended: Path) -> None:
-    code, out, err = cli("search", "--data", small, *flags(TINY), *QUICK)
+    code, out, err = cli("search", "--data", small, *flags((*TINY, *FINAL)), *QUICK)
     where = "results/npz-small/darts/rarts/seed-0"
     assert code == 0 and err == ""
     assert out.startswith(f"{where}: 2 epochs of 2 steps on cpu\nepoch 1/2  train loss ")
@@ -30,14 +30,15 @@ def test_a_search_is_told_and_kept(cli: Run, small: str, ended: Path) -> None:
     assert f"\nvalidation accuracy of the supernet: {found['supernet_accuracy']:.2%}\n" in out
     assert f"\nin {where}: run.json, history.csv, cells.svg, cells.png\n" in out
     assert out.endswith(f"\nNext: nasengine train {where}\n  --dry-run says how long that takes\n")
-    default = "as it is trained by default, final.channels=36 final.layers=20 final.auxiliary=true"
-    assert f"\nparameters: {found['parameters']:,}, {default}\n" in out
+    assert f"\nparameters: {found['parameters']:,}, as it is trained, final.auxiliary=true\n" in out
     assert_same_run(Path(where), ended)
 
 
 def test_flags_and_settings_are_one(cli: Run, small: str) -> None:
     common = ("search", "--data", small, *flags(TINY), "--device", "cpu")
-    cli(*common, "--epochs", "1", "--batch_size", "8", "--seed", "3", "--train-portion", "0.5", "--out", "flags")
+    own = ("--epochs", "1", "--batch_size", "8", "--seed", "3", "--train-portion", "0.5", "--out", "flags")
+    default = "as it is trained by default, final.channels=36 final.layers=20 final.auxiliary=true"
+    assert f", {default}\n" in cli(*common, *own).out
     settings = ("search.epochs=1", "search.batch_size=8", "search.seed=3", "data.train_portion=0.5")
     cli(*common, *flags(settings), "--out", "settings")
     assert_same_run(Path("flags"), Path("settings"))
@@ -141,7 +142,7 @@ def test_time_that_is_left(seconds: float, words: str) -> None:
 
 
 def test_a_step_that_keeps_its_memory(cli: Run, small: str) -> None:
-    arguments = ("search", "--data", small, *flags(TINY), *QUICK)
+    arguments = ("search", "--data", small, *flags((*TINY, *FINAL, "algo.sweep=stale")), *QUICK)
     whole = cli(*arguments, "--dry-run").out
     found = re.search(r"a step of 8: about .* and (\d+) MiB, ", whole)
     assert found is not None
