@@ -147,7 +147,7 @@ def _launch(
     divided, places, size, sums = _plan(back, channels, height, width, shapes)
     chunks = min(images, _CHUNKS)
     threads = min(torch.get_num_threads(), chunks)
-    base = _workspace(size * threads + sums * (chunks if back else images))
+    base = workspace(size * threads + sums * (chunks if back else images))
     held = [None if tensor is None else tensor.contiguous() for tensor in (scale, shift)]
     table = [0, 0, 0, chunks, images, channels, height, width, len(pairs), *map(_address, (x, *held, *found[:3]))]
     table += [any(tensor is not None for tensor in found[:3]), base, size, base + size * threads, sums, *places]
@@ -164,7 +164,7 @@ def _launch(
     _runners()[back](ctypes.addressof(arguments), threads)
 
 
-def _workspace(size: int) -> int:
+def workspace(size: int) -> int:
     """The address of memory of this thread, kept for the next call."""
     memory: Tensor | None = getattr(_local, "memory", None)
     if memory is None or memory.numel() < size + 64:

@@ -1,0 +1,143 @@
+"""A convolution with its batch norm and activation: in training the last two are one pass, where loops are compiled.
+
+PyTorch runs them one after the other, and cuts the learned scales of elastic channels out of their tensors; here the
+loops (`nasengine.kernels.batch_norm`) read the first ones of a tensor. Everything else runs the modules, the reference:
+evaluation, and what `nasengine.separable.is_fast` leaves out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nasengine import launch
+from nasengine.elastic import active
+from nasengine.layers import ElasticBatchNorm2d
+from nasengine.separable import is_fast
+
+_ACTIVATIONS: Final[dict[type[nn.Module] | None, int]] = {None: 0, nn.ReLU: 1, nn.Hardswish: 2}
+"""As `nasengine.kernels.batch_norm` numbers them."""
+
+
+class ConvNorm(nn.Sequential):
+    """A convolution, its batch norm, and a rectifier, a hardswish or nothing: (batch, channels, height, width)."""
+
+    plain = nn.Sequential  # computes the same: an exported network has this in its place
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, module, *rest = self
+        x = convolution(x)
+        norm, activation = _fused(module, rest, x), type(rest[0]) if rest else None
+        if norm is not None:
+            return normalised(x, norm, activation)
+        x = module(x)
+        for activation_of in rest:
+            x = activation_of(x)
+        return x
+
+
+def _fused(module: nn.Module, rest: list[nn.Module], x: Tensor) -> nn.BatchNorm2d | None:
+    """The norm, if the compiled loops can have it: in training, with learned scales, on more than one pixel."""
+    if not (torch.is_grad_enabled() and is_fast(x)) or x.numel() <= x.shape[1]:
+        return None
+    if len(rest) > 1 or (rest and type(rest[0]) not in _ACTIVATIONS):
+        return None
+    if isinstance(module, ElasticBatchNorm2d):
+        if active(module.size) != x.shape[1]:
+            return None
+        module = module.norm
+    if type(module) is not nn.BatchNorm2d or not module.training or not module.affine:
+        return None
+    tensors = (module.weight, module.bias, module.running_mean, module.running_var)
+    return module if all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in tensors) else None
+
+
+def normalised(x: Tensor, norm: nn.BatchNorm2d, activation: type[nn.Module] | None) -> Tensor:
+    """activation(norm(x)) of images (B, C, H, W), by the first C channels of a norm in training."""
+    factor = 0.0
+    if norm.track_running_stats and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else float(norm.momentum)
+    apply: Callable[..., Tensor] = _Normalised.apply
+    running = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+    return apply(x, norm.weight, norm.bias, _ACTIVATIONS[activation], *running, (factor, norm.eps))
+
+
+class _Normalised(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        activation: int,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        factors: tuple[float, float],
+    ) -> Tensor:
+        x = _dense(x)
+        y = torch.empty_like(x, memory_format=torch.channels_last)
+        mean, deviation = torch.empty(2, x.shape[1]).unbind()
+        others = (weight, bias, mean, deviation, running_mean, running_var)
+        _run(activation, x, y, others, factors, (None, None, None))
+        ctx.save_for_backward(x, weight, bias, mean, deviation)
+        ctx.activation, ctx.epsilon = activation, factors[1]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, deviation = ctx.saved_tensors
+        rest = (None,) * 4
+        if torch.is_grad_enabled():  # a graph is asked for
+            return *_differentiable(ctx, x, weight, bias, grad), *rest
+        found = torch.empty_like(x, memory_format=torch.channels_last), torch.zeros_like(weight), torch.zeros_like(bias)
+        others = (weight, bias, mean, deviation, None, None)
+        _run(ctx.activation, x, _dense(grad), others, (0.0, 0.0), found)
+        return *found, *rest
+
+
+def _differentiable(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients by the plain formula, so that they can be differentiated again."""
+    count = x.shape[1]
+    y = F.batch_norm(x, None, None, weight[:count], bias[:count], True, 0.0, ctx.epsilon)
+    y = (y, F.relu(y), F.hardswish(y))[ctx.activation]
+    needed = ctx.needs_input_grad[:3]
+    inputs = [tensor for tensor, need in zip((x, weight, bias), needed, strict=True) if need]
+    found = iter(torch.autograd.grad(y, inputs, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in needed)
+
+
+def _run(
+    activation: int,
+    x: Tensor,
+    y: Tensor,
+    others: tuple[Tensor | None, ...],
+    factors: tuple[float, float],
+    found: tuple[Tensor | None, ...],
+) -> None:
+    """Runs the kernel: forward, or where gradients are to be found, backward."""
+    channels, threads = x.shape[1], torch.get_num_threads()
+    numbers = (ctypes.c_float * 2)(*factors)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (x, y, *others)]
+    gradients = [0 if tensor is None else tensor.data_ptr() for tensor in found]
+    table = [0, 0, x.numel() // channels, channels, activation, *addresses, ctypes.addressof(numbers), *gradients]
+    table.append(launch.workspace(128 * threads))
+    arguments = (ctypes.c_int64 * len(table))(*table)
+    _runner()(ctypes.addressof(arguments), min(threads, -(-channels // 8)))
+
+
+@cache
+def _runner() -> Callable[[int, int], None]:
+    from nasengine.kernels import batch_norm as kernels
+
+    return launch.runner(kernels.address())
+
+
+def _dense(image: Tensor) -> Tensor:
+    return image.contiguous(memory_format=torch.channels_last)
