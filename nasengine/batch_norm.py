@@ -2,7 +2,7 @@
 
 PyTorch runs them one after the other, and cuts the learned scales of elastic channels out of their tensors; here the
 loops (`nasengine.kernels.batch_norm`) read the first ones of a tensor. Everything else runs the modules, the reference:
-evaluation, and what `nasengine.separable.is_fast` leaves out.
+evaluation but that of `nasengine.subnets`, and what `nasengine.separable.is_fast` leaves out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from nasengine import launch
 from nasengine.elastic import active
 from nasengine.layers import ElasticBatchNorm2d
 from nasengine.separable import is_fast
+from nasengine.subnets import judging
 
 _ACTIVATIONS: Final[dict[type[nn.Module] | None, int]] = {None: 0, nn.ReLU: 1, nn.Hardswish: 2}
 """As `nasengine.kernels.batch_norm` numbers them."""
@@ -34,8 +35,10 @@ class ConvNorm(nn.Sequential):
         convolution, module, *rest = self
         x = convolution(x)
         norm, activation = _fused(module, rest, x), type(rest[0]) if rest else None
-        if norm is not None:
+        if norm is not None and norm.training:
             return normalised(x, norm, activation)
+        if norm is not None:
+            return judged(x, norm, activation)
         x = module(x)
         for activation_of in rest:
             x = activation_of(x)
@@ -43,8 +46,11 @@ class ConvNorm(nn.Sequential):
 
 
 def _fused(module: nn.Module, rest: list[nn.Module], x: Tensor) -> nn.BatchNorm2d | None:
-    """The norm, if the compiled loops can have it: in training, with learned scales, on more than one pixel."""
-    if not (torch.is_grad_enabled() and is_fast(x)) or x.numel() <= x.shape[1]:
+    """The norm, if the compiled loops can have it: in training or a pass that judges, with learned scales."""
+    state = judging()
+    if not (torch.is_grad_enabled() or state is not None) or not is_fast(x) or x.numel() <= x.shape[1]:
+        return None
+    if state is not None and x.numel() <= state.batches * x.shape[1]:
         return None
     if len(rest) > 1 or (rest and type(rest[0]) not in _ACTIVATIONS):
         return None
@@ -52,7 +58,9 @@ def _fused(module: nn.Module, rest: list[nn.Module], x: Tensor) -> nn.BatchNorm2
         if active(module.size) != x.shape[1]:
             return None
         module = module.norm
-    if type(module) is not nn.BatchNorm2d or not module.training or not module.affine:
+    if type(module) is not nn.BatchNorm2d or not module.affine:
+        return None
+    if module.training != (state is None) or (state is not None and not module.track_running_stats):
         return None
     tensors = (module.weight, module.bias, module.running_mean, module.running_var)
     return module if all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in tensors) else None
@@ -65,8 +73,22 @@ def normalised(x: Tensor, norm: nn.BatchNorm2d, activation: type[nn.Module] | No
         norm.num_batches_tracked.add_(1)
         factor = 1 / int(norm.num_batches_tracked) if norm.momentum is None else float(norm.momentum)
     apply: Callable[..., Tensor] = _Normalised.apply
-    running = (norm.running_mean, norm.running_var) if norm.track_running_stats else (None, None)
+    running = (norm.running_mean, norm.running_var) if norm.track_running_stats and factor else (None, None)
     return apply(x, norm.weight, norm.bias, _ACTIVATIONS[activation], *running, (factor, norm.eps))
+
+
+def judged(x: Tensor, norm: nn.BatchNorm2d, activation: type[nn.Module] | None) -> Tensor:
+    """The same where a subnet is judged: each batch by its own moments, or by the means of those that were seen."""
+    state = judging()
+    assert state is not None
+    found, x = state.of(norm, x), _dense(x)
+    y, (mean, deviation) = torch.empty_like(x), torch.empty(2, x.shape[1]).unbind()
+    others = (norm.weight, norm.bias, mean, deviation, found.mean, found.var)
+    pixels = x.numel() // x.shape[1] // max(1, state.batches)
+    batches = (state.batches, pixels, found.batches)
+    _run(_ACTIVATIONS[activation], x, y, others, (0.0, norm.eps), (None, None, None), batches)
+    found.batches += state.batches
+    return y
 
 
 class _Normalised(torch.autograd.Function):
@@ -120,14 +142,19 @@ def _run(
     others: tuple[Tensor | None, ...],
     factors: tuple[float, float],
     found: tuple[Tensor | None, ...],
+    batches: tuple[int, int, int] | None = None,
 ) -> None:
-    """Runs the kernel: forward, or where gradients are to be found, backward."""
+    """Runs the kernel: forward, or where gradients are to be found, backward.
+
+    Args:
+        batches: how many there are, the pixels of each, and how many were before; one of all pixels by default.
+    """
     channels, threads = x.shape[1], torch.get_num_threads()
     numbers = (ctypes.c_float * 2)(*factors)
     addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (x, y, *others)]
     gradients = [0 if tensor is None else tensor.data_ptr() for tensor in found]
     table = [0, 0, x.numel() // channels, channels, activation, *addresses, ctypes.addressof(numbers), *gradients]
-    table.append(launch.workspace(128 * threads))
+    table += [launch.workspace(128 * threads), *(batches or (1, x.numel() // channels, 0))]
     arguments = (ctypes.c_int64 * len(table))(*table)
     _runner()(ctypes.addressof(arguments), min(threads, -(-channels // 8)))
 

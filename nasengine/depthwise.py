@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from nasengine import launch
 from nasengine.separable import is_fast
+from nasengine.subnets import judging
 
 _TASKS: Final = 8
 """Tasks that threads share, at least, where there are as many blocks of channels or groups of images."""
@@ -28,7 +29,8 @@ _LARGE: Final = 512
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
     """Convolution of every channel (B, C, H, W) by its kernel, weight (C, 1, k, k); on CPUs with a faster gradient."""
-    if x.device.type != "cpu" or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    wanted = torch.is_grad_enabled() or judging() is not None
+    if x.device.type != "cpu" or not wanted or torch.compiler.is_compiling():
         return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
     if _fits(x, weight, stride, padding, dilation):
         apply: Callable[..., Tensor] = _Compiled.apply

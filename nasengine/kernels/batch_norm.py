@@ -2,6 +2,9 @@
 
 A thread takes a block of channels through all pixels: what the second pass over them reads is in the cache, and no sum
 is divided among threads. Nothing but the input, the means and the deviations is kept for backward.
+
+In training all pixels are one batch. Where a subnet is judged they are those of several batches, each normalised by its
+own moments, of which the running moments become the means; or of none, and are normalised by the running moments.
 """
 # mypy: disable-error-code="untyped-decorator, no-any-return, no-untyped-call, misc"
 
@@ -53,13 +56,18 @@ DEVIATION: Final = 10
 RUNNING_MEAN: Final = 11
 RUNNING_VAR: Final = 12
 FACTORS: Final = 13
-"""Two floats: the share of the batch in the running moments, and what is added to variances."""
+"""Two floats: the share of a batch in the running moments, 0 for means, and what is added to variances."""
 GRAD_X: Final = 14
 """0 in a forward pass."""
 GRAD_WEIGHT: Final = 15
 GRAD_BIAS: Final = 16
 SCRATCH: Final = 17
 """Two vectors a thread."""
+BATCHES: Final = 18
+BATCH: Final = 19
+"""Pixels of each batch."""
+BEFORE: Final = 20
+"""Batches that are in the means already."""
 
 NONE: Final = 0
 RELU: Final = 1
@@ -123,13 +131,16 @@ def _slope(g: Any, z: Any, activation: int) -> Any:
 
 
 @apart
-def _measure(table: int, block: int, lanes: int, sums: int) -> None:
-    """Means and deviations of a block of channels, and what they make of the running moments."""
-    pixels, step, offset = entry(table, PIXELS), 4 * entry(table, CHANNELS), block * BYTES
+def _measure(table: int, block: int, lanes: int, batch: int, sums: int) -> None:
+    """Means and deviations of a block of channels in a batch, and what they make of the running moments."""
+    pixels, step, offset = entry(table, BATCH), 4 * entry(table, CHANNELS), block * BYTES
+    start = batch * pixels
     for first in range(0, pixels, _BAND):
-        at = entry(table, X) + offset + first * step
+        at = entry(table, X) + offset + (start + first) * step
         moments(at, step, min(_BAND, pixels - first), lanes, first, sums)
-    momentum, epsilon = number(entry(table, FACTORS)), number(entry(table, FACTORS) + 4)
+    share, epsilon = number(entry(table, FACTORS)), number(entry(table, FACTORS) + 4)
+    if share == 0.0:
+        share = types.float32(1.0 / (entry(table, BEFORE) + batch + 1))
     for lane in range(lanes):
         mean, var = number(sums + 4 * lane), number(sums + BYTES + 4 * lane) / types.float32(pixels)
         to = offset + 4 * lane
@@ -138,17 +149,27 @@ def _measure(table: int, block: int, lanes: int, sums: int) -> None:
         if entry(table, RUNNING_MEAN):
             running, running_var = entry(table, RUNNING_MEAN) + to, entry(table, RUNNING_VAR) + to
             unbiased = var * types.float32(pixels / (pixels - 1.0))
-            put_number(running, number(running) + momentum * (mean - number(running)))
-            put_number(running_var, number(running_var) + momentum * (unbiased - number(running_var)))
+            put_number(running, number(running) + share * (mean - number(running)))
+            put_number(running_var, number(running_var) + share * (unbiased - number(running_var)))
+
+
+@apart
+def _take_running(table: int, block: int, lanes: int) -> None:
+    offset, epsilon = block * BYTES, number(entry(table, FACTORS) + 4)
+    for lane in range(lanes):
+        to = offset + 4 * lane
+        var = types.float64(number(entry(table, RUNNING_VAR) + to))
+        put_number(entry(table, MEAN) + to, number(entry(table, RUNNING_MEAN) + to))
+        put_number(entry(table, DEVIATION) + to, types.float32(1.0 / math.sqrt(var + epsilon)))
 
 
 @inlined
-def _normalise(table: int, block: int, lanes: int, activation: int) -> None:
+def _normalise(table: int, block: int, lanes: int, activation: int, first: int, count: int) -> None:
     step, offset = 4 * entry(table, CHANNELS), block * BYTES
     mean, bias = read(entry(table, MEAN) + offset, lanes), read(entry(table, BIAS) + offset, lanes)
     scale = multiply(read(entry(table, WEIGHT) + offset, lanes), read(entry(table, DEVIATION) + offset, lanes))
-    at, to = entry(table, X) + offset, entry(table, Y) + offset
-    for _ in range(entry(table, PIXELS)):
+    at, to = entry(table, X) + offset + first * step, entry(table, Y) + offset + first * step
+    for _ in range(count):
         z = fma(subtract(read(at, lanes), mean), scale, bias)
         write(to, _activated(z, activation), lanes)
         at += step
@@ -156,7 +177,7 @@ def _normalise(table: int, block: int, lanes: int, activation: int) -> None:
 
 
 @inlined
-def _differentiate(table: int, block: int, lanes: int, activation: int, sums: int) -> None:
+def _differentiate(table: int, block: int, lanes: int, activation: int) -> None:
     """With n the normalised input and g the gradient behind the activation: of weight and bias the sums of g * n and
     g, of x scale * (g - mean(g) - n * mean(g * n))."""
     pixels, step, offset = entry(table, PIXELS), 4 * entry(table, CHANNELS), block * BYTES
@@ -197,23 +218,43 @@ def _differentiate(table: int, block: int, lanes: int, activation: int, sums: in
 
 
 @apart
-def _run_block(table: int, block: int, lanes: int, scratch: int) -> None:
-    back, activation = entry(table, GRAD_X) != 0, entry(table, ACTIVATION)
-    if not back:
-        _measure(table, block, lanes, scratch)
-    # a literal of each, so that nothing is asked for every pixel
-    if activation == NONE and back:
-        _differentiate(table, block, lanes, NONE, scratch)
-    elif activation == RELU and back:
-        _differentiate(table, block, lanes, RELU, scratch)
-    elif back:
-        _differentiate(table, block, lanes, HARDSWISH, scratch)
-    elif activation == NONE:
-        _normalise(table, block, lanes, NONE)
-    elif activation == RELU:
-        _normalise(table, block, lanes, RELU)
+def _write(table: int, block: int, lanes: int, first: int, count: int) -> None:
+    """The output of some pixels; the activation is a literal in each loop, so that no pixel asks for it."""
+    if entry(table, ACTIVATION) == NONE:
+        _normalise(table, block, lanes, NONE, first, count)
+    elif entry(table, ACTIVATION) == RELU:
+        _normalise(table, block, lanes, RELU, first, count)
     else:
-        _normalise(table, block, lanes, HARDSWISH)
+        _normalise(table, block, lanes, HARDSWISH, first, count)
+
+
+@apart
+def _forward(table: int, block: int, lanes: int, scratch: int) -> None:
+    pixels = entry(table, BATCH)
+    for batch in range(entry(table, BATCHES)):
+        _measure(table, block, lanes, batch, scratch)
+        _write(table, block, lanes, batch * pixels, pixels)
+    if not entry(table, BATCHES):
+        _take_running(table, block, lanes)
+        _write(table, block, lanes, 0, entry(table, PIXELS))
+
+
+@apart
+def _backward(table: int, block: int, lanes: int) -> None:
+    if entry(table, ACTIVATION) == NONE:
+        _differentiate(table, block, lanes, NONE)
+    elif entry(table, ACTIVATION) == RELU:
+        _differentiate(table, block, lanes, RELU)
+    else:
+        _differentiate(table, block, lanes, HARDSWISH)
+
+
+@inlined
+def _run_block(table: int, block: int, lanes: int, scratch: int) -> None:
+    if entry(table, GRAD_X):
+        _backward(table, block, lanes)
+    else:
+        _forward(table, block, lanes, scratch)
 
 
 @apart

@@ -51,7 +51,9 @@ def test_one_pass_equals_the_modules(activation: tuple[nn.Module, ...], shape: t
     exact(x.double())
     wanted = passed(exact, x.detach().double().requires_grad_())
     for one, other in zip(passed(fast, x), wanted, strict=True):
-        torch.testing.assert_close(one.double(), other.double(), rtol=1e-4, atol=2e-5 * float(other.detach().abs().max()))
+        torch.testing.assert_close(
+            one.double(), other.double(), rtol=1e-4, atol=2e-5 * float(other.detach().abs().max())
+        )
 
 
 def test_a_momentum_of_none_means_the_mean_of_all_batches() -> None:
