@@ -7,9 +7,10 @@ evaluation but that of `nasengine.subnets`, and what `nasengine.separable.is_fas
 
 from __future__ import annotations
 
-import ctypes
+import struct
+from array import array
 from collections.abc import Callable
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 import torch
@@ -82,11 +83,11 @@ def judged(x: Tensor, norm: nn.BatchNorm2d, activation: type[nn.Module] | None) 
     state = judging()
     assert state is not None
     found, x = state.of(norm, x), _dense(x)
-    y, (mean, deviation) = torch.empty_like(x), torch.empty(2, x.shape[1]).unbind()
-    others = (norm.weight, norm.bias, mean, deviation, found.mean, found.var)
+    y, moments = torch.empty_like(x), torch.empty(2, x.shape[1])
+    others = (norm.weight, norm.bias, found.mean, found.var)
     pixels = x.numel() // x.shape[1] // max(1, state.batches)
     batches = (state.batches, pixels, found.batches)
-    _run(_ACTIVATIONS[activation], x, y, others, (0.0, norm.eps), (None, None, None), batches)
+    _run(_ACTIVATIONS[activation], x, y, moments, others, (0.0, norm.eps), (None, None, None), batches)
     found.batches += state.batches
     return y
 
@@ -105,22 +106,20 @@ class _Normalised(torch.autograd.Function):
     ) -> Tensor:
         x = _dense(x)
         y = torch.empty_like(x, memory_format=torch.channels_last)
-        mean, deviation = torch.empty(2, x.shape[1]).unbind()
-        others = (weight, bias, mean, deviation, running_mean, running_var)
-        _run(activation, x, y, others, factors, (None, None, None))
-        ctx.save_for_backward(x, weight, bias, mean, deviation)
+        moments = torch.empty(2, x.shape[1])
+        _run(activation, x, y, moments, (weight, bias, running_mean, running_var), factors, (None, None, None))
+        ctx.save_for_backward(x, weight, bias, moments)
         ctx.activation, ctx.epsilon = activation, factors[1]
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, mean, deviation = ctx.saved_tensors
+        x, weight, bias, moments = ctx.saved_tensors
         rest = (None,) * 4
         if torch.is_grad_enabled():  # a graph is asked for
             return *_differentiable(ctx, x, weight, bias, grad), *rest
         found = torch.empty_like(x, memory_format=torch.channels_last), torch.zeros_like(weight), torch.zeros_like(bias)
-        others = (weight, bias, mean, deviation, None, None)
-        _run(ctx.activation, x, _dense(grad), others, (0.0, 0.0), found)
+        _run(ctx.activation, x, _dense(grad), moments, (weight, bias, None, None), (0.0, 0.0), found)
         return *found, *rest
 
 
@@ -139,6 +138,7 @@ def _run(
     activation: int,
     x: Tensor,
     y: Tensor,
+    moments: Tensor,
     others: tuple[Tensor | None, ...],
     factors: tuple[float, float],
     found: tuple[Tensor | None, ...],
@@ -147,16 +147,27 @@ def _run(
     """Runs the kernel: forward, or where gradients are to be found, backward.
 
     Args:
+        moments: mean and one over the deviation of each channel, (2, C).
+        others: weight and bias, running mean and variance.
         batches: how many there are, the pixels of each, and how many were before; one of all pixels by default.
     """
     channels, threads = x.shape[1], torch.get_num_threads()
-    numbers = (ctypes.c_float * 2)(*factors)
-    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in (x, y, *others)]
-    gradients = [0 if tensor is None else tensor.data_ptr() for tensor in found]
-    table = [0, 0, x.numel() // channels, channels, activation, *addresses, ctypes.addressof(numbers), *gradients]
-    table += [launch.workspace(128 * threads), *(batches or (1, x.numel() // channels, 0))]
-    arguments = (ctypes.c_int64 * len(table))(*table)
-    _runner()(ctypes.addressof(arguments), min(threads, -(-channels // 8)))
+    pixels, weight, bias, running_mean, running_var = x.numel() // channels, *map(_address, others)
+    mean = moments.data_ptr()
+    table = array("q", (0, 0, pixels, channels, activation, x.data_ptr(), y.data_ptr(), weight, bias))
+    table.extend((mean, mean + 4 * channels, running_mean, running_var, _packed(factors), *map(_address, found)))
+    table.extend((launch.workspace(128 * threads), *(batches or (1, pixels, 0))))
+    _runner()(table.buffer_info()[0], min(threads, -(-channels // 8)))
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+@lru_cache(1024)
+def _packed(factors: tuple[float, float]) -> int:
+    """Two floats in one entry of the table."""
+    return int(struct.unpack("=q", struct.pack("=ff", *factors))[0])
 
 
 @cache

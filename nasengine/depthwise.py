@@ -7,7 +7,7 @@ gradient of the input is a convolution of stride 1; everything else runs the pla
 
 from __future__ import annotations
 
-import ctypes
+from array import array
 from collections.abc import Callable
 from functools import cache
 from typing import Any, Final
@@ -24,7 +24,7 @@ _TASKS: Final = 8
 """Tasks that threads share, at least, where there are as many blocks of channels or groups of images."""
 _SLACK: Final = 64
 _LARGE: Final = 512
-"""Pixels above which eight images leave the caches, and PyTorch's 3x3 convolutions are faster."""
+"""Pixels above which eight images leave the caches: there PyTorch is faster forward, and at 3x3."""
 
 
 def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
@@ -44,7 +44,8 @@ def _fits(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -
     if not is_fast(x) or type(weight) not in (Tensor, nn.Parameter) or not weight.is_cpu:
         return False
     kernel = weight.shape[-1]
-    if kernel == 3 and stride == 1 and x.shape[2] * x.shape[3] > _LARGE:
+    large = x.shape[2] * x.shape[3] > _LARGE
+    if large and ((kernel == 3 and stride == 1) or not torch.is_grad_enabled()):
         return False
     shaped = weight.dtype == torch.float32 and weight.shape == (x.shape[1], 1, kernel, kernel)
     return shaped and kernel % 2 == 1 and (padding, dilation) == (kernel // 2, 1) and stride in (1, 2)
@@ -120,10 +121,9 @@ def _run(x: Tensor, weight: Tensor, stride: int, y: Tensor, grad_x: Tensor | Non
     threads = min(torch.get_num_threads(), tasks)
     base = launch.workspace(size * threads + sums)
     gradients = [0 if tensor is None else tensor.data_ptr() for tensor in (grad_x, grad_weight)]
-    table = [0, 0, 0, parts, images, channels, height, width, kernel, stride]
-    table += [weight.data_ptr(), x.data_ptr(), y.data_ptr(), *gradients, base, size, at_x, at_y, base + size * threads]
-    arguments = (ctypes.c_int64 * len(table))(*table)
-    _runner()(ctypes.addressof(arguments), threads)
+    table = array("q", (0, 0, 0, parts, images, channels, height, width, kernel, stride, weight.data_ptr()))
+    table.extend((x.data_ptr(), y.data_ptr(), *gradients, base, size, at_x, at_y, base + size * threads))
+    _runner()(table.buffer_info()[0], threads)
 
 
 @cache

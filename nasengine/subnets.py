@@ -92,18 +92,14 @@ def subnet_outputs(
 
 def _norms(network: nn.Module) -> dict[nn.Module, _BatchNorm]:
     """The batch norms whose statistics are recalibrated, by the module that is called."""
-    found: dict[nn.Module, _BatchNorm] = {}
-    for module in network.modules():
-        norm = getattr(module, "norm", module)
-        if isinstance(norm, _BatchNorm) and norm.track_running_stats and (module is norm or _is_elastic(module)):
-            found[module] = norm
-    return found
-
-
-def _is_elastic(module: nn.Module) -> bool:
     from nasengine.layers import ElasticBatchNorm
 
-    return isinstance(module, ElasticBatchNorm)
+    found: dict[nn.Module, _BatchNorm] = {}
+    for module in network.modules():
+        norm = module.norm if isinstance(module, ElasticBatchNorm) else module
+        if isinstance(norm, _BatchNorm) and norm.track_running_stats:
+            found[module] = norm
+    return found
 
 
 @contextmanager

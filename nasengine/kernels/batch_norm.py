@@ -56,7 +56,7 @@ DEVIATION: Final = 10
 RUNNING_MEAN: Final = 11
 RUNNING_VAR: Final = 12
 FACTORS: Final = 13
-"""Two floats: the share of a batch in the running moments, 0 for means, and what is added to variances."""
+"""Two floats in one entry: the share of a batch in the running moments, 0 for means, and what is added to variances."""
 GRAD_X: Final = 14
 """0 in a forward pass."""
 GRAD_WEIGHT: Final = 15
@@ -138,7 +138,7 @@ def _measure(table: int, block: int, lanes: int, batch: int, sums: int) -> None:
     for first in range(0, pixels, _BAND):
         at = entry(table, X) + offset + (start + first) * step
         moments(at, step, min(_BAND, pixels - first), lanes, first, sums)
-    share, epsilon = number(entry(table, FACTORS)), number(entry(table, FACTORS) + 4)
+    share, epsilon = number(table + 8 * FACTORS), number(table + 8 * FACTORS + 4)
     if share == 0.0:
         share = types.float32(1.0 / (entry(table, BEFORE) + batch + 1))
     for lane in range(lanes):
@@ -155,7 +155,7 @@ def _measure(table: int, block: int, lanes: int, batch: int, sums: int) -> None:
 
 @apart
 def _take_running(table: int, block: int, lanes: int) -> None:
-    offset, epsilon = block * BYTES, number(entry(table, FACTORS) + 4)
+    offset, epsilon = block * BYTES, number(table + 8 * FACTORS + 4)
     for lane in range(lanes):
         to = offset + 4 * lane
         var = types.float64(number(entry(table, RUNNING_VAR) + to))
