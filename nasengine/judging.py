@@ -103,7 +103,8 @@ class Judge:
 
     def _right(self, supernet: Supernet, architecture: Architecture, outputs: Tensor) -> bool:
         """Whether these are, but for rounding, the outputs of the extracted network."""
-        network = self.extracted(supernet, architecture)
+        with torch.random.fork_rng(devices=[]):  # only the first subnet of a process is seen: a resumed run sees others
+            network = self.extracted(supernet, architecture)
         with evaluating(network):
             expected = torch.cat([network(batch.inputs) for batch in self._held_out()])
         margin = _TOLERANCE * float(expected.abs().nan_to_num().max())

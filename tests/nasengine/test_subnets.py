@@ -161,3 +161,16 @@ def test_scores_do_not_depend_on_what_was_judged_before() -> None:
     later, first = rule._outputs(full, other), judge(data)._outputs(full, other)
     assert later is not None and first is not None
     assert all(torch.equal(a, b) for a, b in zip(later, first, strict=True))
+
+
+def test_whether_it_was_the_first_subnet_leaves_no_trace() -> None:
+    data = task(3, 8, 8)
+    rule, full = judge(data), supernet(SMALL, data)
+
+    def drawn_after_judging() -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            rule.subnet(full, SMALL.smallest(full.choices))
+            return torch.rand(3)
+
+    assert torch.equal(drawn_after_judging(), drawn_after_judging())
