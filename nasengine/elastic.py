@@ -48,6 +48,9 @@ class Size:
                 f"but got {list(self.values)} for the options {', '.join(map(str, self.options))}."
             )
 
+    def __deepcopy__(self, memo: object) -> Size:
+        return self  # nothing of it can change, and extracting a network would copy thousands
+
     @property
     def choice(self) -> Choice:
         """The decision, an ordinal one."""

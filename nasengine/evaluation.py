@@ -43,6 +43,8 @@ def recalibrate(network: nn.Module, batches: Iterable[Batch], precision: Precisi
     A subnet that inherits weights from a supernet inherits statistics of mixtures, under which it cannot be judged.
     """
     norms = [module for module in network.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    if not norms:
+        return
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

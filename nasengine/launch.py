@@ -12,6 +12,7 @@ import logging
 import struct
 import threading
 import warnings
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -106,12 +107,12 @@ def run_pairs(
     divided, places, size, sums = _plan(back, channels, height, width, shapes)
     chunks = min(images, _CHUNKS)
     threads = min(torch.get_num_threads(), chunks)
-    base = _workspace(size * threads + sums * (chunks if back else images))
+    base = workspace(size * threads + sums * (chunks if back else images))
     table = [0, 0, 0, chunks, images, channels, height, width, len(shapes), x.data_ptr(), *norm, *found]
     table += [any(found), onto, base, size, base + size * threads, sums, *places]
     for shape, row, (band, at_sums, at_weights) in zip(shapes, rows, divided, strict=True):
         table += (*shape, band, *row, at_sums, at_weights)
-    _run("backward" if back else "forward", table, threads)
+    run("backward" if back else "forward", table, threads)
 
 
 def run_terms(kernel: str, like: Tensor, total: int, rows: Sequence[Sequence[int]]) -> None:
@@ -126,11 +127,11 @@ def run_terms(kernel: str, like: Tensor, total: int, rows: Sequence[Sequence[int
     pixels = like.numel() // channels
     chunks = min(_CHUNKS, pixels // 64 + 1)
     threads, partial = min(torch.get_num_threads(), chunks), chunks * row * (count + 1)
-    base = _workspace(partial + threads * row * (2 * count + 1))
+    base = workspace(partial + threads * row * (2 * count + 1))
     table = [0, 0, 0, chunks, pixels, channels, count, total, base, base + partial]
     for each in rows:
         table += each
-    _run(kernel, table, threads)
+    run(kernel, table, threads)
 
 
 @functools.cache
@@ -185,7 +186,7 @@ def _plan(
     return ends, places + [0] * (6 - len(places)), end, sums
 
 
-def _workspace(size: int) -> int:
+def workspace(size: int) -> int:
     """The address of memory of this thread, kept for the next call."""
     memory: Tensor | None = getattr(_local, "memory", None)
     if memory is None or memory.numel() < size + 64:
@@ -193,9 +194,10 @@ def _workspace(size: int) -> int:
     return -(-memory.data_ptr() // 64) * 64
 
 
-def _run(kernel: str, table: Sequence[int], threads: int) -> None:
-    arguments = (ctypes.c_int64 * len(table))(*table)
-    _runner(kernel)(ctypes.addressof(arguments), threads)
+def run(kernel: str, table: Sequence[int], threads: int) -> None:
+    """Runs a kernel of `nasengine.kernels` with a table of int64 in so many threads, which share the work."""
+    arguments = array("q", table)
+    _runner(kernel)(arguments.buffer_info()[0], threads)
 
 
 @functools.cache
@@ -206,16 +208,9 @@ def bits(number: float) -> int:
 
 @functools.cache
 def _runner(kernel: str) -> Callable[[int, int], None]:
-    from nasengine import kernels
+    from nasengine.kernels import ADDRESSES
 
-    addresses = {
-        "forward": kernels.forward_address,
-        "backward": kernels.backward_address,
-        "mixing_forward": kernels.mixing_forward_address,
-        "mixing_backward": kernels.mixing_backward_address,
-        "moments": kernels.moments_address,
-    }
-    return _in_threads(addresses[kernel]())
+    return _in_threads(ADDRESSES[kernel]())
 
 
 def _in_threads(kernel: int) -> Callable[[int, int], None]:

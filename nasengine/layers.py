@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture
+from nasengine.depthwise import depthwise
 from nasengine.elastic import ElasticLayer, Size, active, largest, mask, value
 from nasengine.errors import ArchitectureError
-from nasengine.operations import DepthwiseConv, depthwise
+from nasengine.operations import DepthwiseConv, pointwise
 from nasengine.supernet import Gates, decided
 
 
@@ -312,6 +313,8 @@ class ElasticConv2d(_ElasticConv):
     _dims, _plain = 2, nn.Conv2d
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.stride == 1 and weight.shape[-2:] == (1, 1):
+            return pointwise(x, weight, bias)
         return F.conv2d(x, weight, bias, self.stride, weight.shape[-1] // 2)
 
 

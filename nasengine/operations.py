@@ -12,9 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasengine.depthwise import depthwise
 from nasengine.edges import added
 from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed
 from nasengine.separable import Pair, is_fast, separable
+from nasengine.subnets import judging
 from nasengine.supernet import Zero
 
 
@@ -80,48 +82,6 @@ def _plain_phases(x: Tensor) -> Tensor:
     return torch.cat([x[..., ::2, ::2], odd], dim=1)
 
 
-class _Depthwise(torch.autograd.Function):
-    """Depthwise convolution whose input gradient is the convolution of stride 1 with the mirrored kernel.
-
-    Where the stride is 2, zeros are put between the output's gradients first. These are the sums of the plain
-    gradient; they run on the fast forward kernels, whereas the backward kernels of strided, dilated and 5x5 depthwise
-    convolutions on CPUs are several times slower.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.shape = (stride, padding, dilation)
-        return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        x, weight = ctx.saved_tensors
-        stride, padding, dilation = ctx.shape
-        if stride > 1:
-            spread = torch.zeros_like(x)
-            spread[..., ::stride, ::stride] = grad
-            grad = spread
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_x = F.conv2d(grad, weight.flip(2, 3), None, 1, padding, dilation, groups=len(weight))
-        if ctx.needs_input_grad[1]:
-            around, apart = [padding] * 2, [dilation] * 2
-            _, grad_weight, _ = torch.ops.aten.convolution_backward(
-                grad, x, weight, None, [1, 1], around, apart, False, [0, 0], len(weight), [False, True, False]
-            )
-        return grad_x, grad_weight, None, None, None
-
-
-def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
-    """Convolution of every channel (B, C, H, W) by its kernel, weight (C, 1, k, k); on CPUs with a faster gradient."""
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not torch.is_grad_enabled()
-    if plain or x.device.type != "cpu":
-        return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
-    apply: Callable[..., Tensor] = _Depthwise.apply
-    return apply(x, weight, stride, padding, dilation)
-
-
 class DepthwiseConv(nn.Conv2d):
     """A convolution of every channel by itself that keeps the size, or halves it; on CPUs with a faster gradient."""
 
@@ -133,6 +93,28 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         return depthwise(x, self.weight, self.stride[0], int(self.padding[0]), self.dilation[0])
+
+
+def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution of images (B, C, H, W) by weight (C2, C, 1, 1); in training of single pixels the product that it is.
+
+    PyTorch's convolutions on CPUs take up to three times as long for those.
+    """
+    if x.shape[2:] == (1, 1) and (torch.is_grad_enabled() or judging() is not None) and is_fast(x):
+        return F.linear(x.flatten(1), weight.flatten(1), bias)[:, :, None, None]
+    return F.conv2d(x, weight, bias)
+
+
+class PointwiseConv(nn.Conv2d):
+    """A 1x1 convolution that is as fast on single pixels."""
+
+    plain = nn.Conv2d  # computes the same: an exported network has this in its place
+
+    def __init__(self, inputs: int, outputs: int, bias: bool = False) -> None:
+        super().__init__(inputs, outputs, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(x, self.weight, self.bias)
 
 
 class DropPath(nn.Module):

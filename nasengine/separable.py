@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -260,9 +260,12 @@ def _pairs(geometry: Sequence[tuple[int, int]], tensors: Sequence[Any]) -> list[
     return [Pair(tensors[4 + 2 * i], tensors[5 + 2 * i], *each) for i, each in enumerate(geometry)]
 
 
-def fresh(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+T = TypeVar("T", Tensor, Tensor | None)
+
+
+def fresh(tensors: Sequence[T]) -> list[T]:
     """Views, since one may have been made of another, whose gradient would then have that path in it twice."""
-    return [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+    return [tensor if tensor is None else tensor.view_as(tensor) for tensor in tensors]
 
 
 def graph_of_gradients(

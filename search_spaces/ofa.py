@@ -15,9 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
+from nasengine.batch_norm import ConvNorm
 from nasengine.elastic import ElasticDepth, ElasticResolution, Resize, Size
 from nasengine.errors import ArchitectureError, DataError, SettingError
 from nasengine.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepthwiseConv2d
+from nasengine.operations import PointwiseConv
 from nasengine.settings import setting, validate
 from nasengine.space import Space
 from nasengine.task import Shapes
@@ -193,7 +195,7 @@ class OFA(Space):
         parts += [
             ("expand", _convolution(inputs, expanded, 1, 1)),
             ("pool", nn.AdaptiveAvgPool2d(1)),
-            ("mix", nn.Sequential(nn.Conv2d(expanded, mixed, 1, bias=False), nn.Hardswish(), nn.Flatten())),
+            ("mix", nn.Sequential(PointwiseConv(expanded, mixed), nn.Hardswish(), nn.Flatten())),
             ("classifier", nn.Sequential(nn.Dropout(self.dropout), nn.Linear(mixed, shapes.outputs))),
         ]
         return nn.Sequential(OrderedDict(parts))
@@ -329,12 +331,12 @@ class InvertedResidual(nn.Module):
         parts: dict[str, nn.Module] = {}
         if hidden != inputs:
             expand = ElasticConv2d(inputs, hidden, 1)
-            parts["expand"] = nn.Sequential(expand, ElasticBatchNorm2d(hidden), activation())
+            parts["expand"] = ConvNorm(expand, ElasticBatchNorm2d(hidden), activation())
         depthwise = ElasticDepthwiseConv2d(hidden, kernel, stride, transforms)
-        parts["depthwise"] = nn.Sequential(depthwise, ElasticBatchNorm2d(hidden), activation())
+        parts["depthwise"] = ConvNorm(depthwise, ElasticBatchNorm2d(hidden), activation())
         if squeeze:
             parts["squeeze"] = SqueezeExcitation(hidden)
-        parts["project"] = nn.Sequential(ElasticConv2d(hidden, outputs, 1), nn.BatchNorm2d(outputs))
+        parts["project"] = ConvNorm(ElasticConv2d(hidden, outputs, 1), nn.BatchNorm2d(outputs))
         self.layers = nn.Sequential(OrderedDict(parts))
         self.residual = stride == 1 and inputs == outputs
 
@@ -362,8 +364,10 @@ class SqueezeExcitation(nn.Module):
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int) -> nn.Module:
+    if (kernel, stride) == (1, 1):
+        return ConvNorm(PointwiseConv(inputs, outputs), nn.BatchNorm2d(outputs), nn.Hardswish())
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.Hardswish())
+    return ConvNorm(conv, nn.BatchNorm2d(outputs), nn.Hardswish())
 
 
 def _quarter(channels: int) -> int:

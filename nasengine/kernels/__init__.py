@@ -1,8 +1,8 @@
-"""The compiled kernels of `nasengine.separable`, forward and backward, for channels-last float32. Needs numba.
+"""The compiled kernels, for channels-last float32. Needs numba.
 
-A band of rows of an image goes through everything while it is in the cache of its core: u, the rectified input; v, its
-depthwise convolution; y; and back: g, the gradient of y, those of v, of u and of x, and of the weights. Only x, y and
-their gradients are ever in memory.
+In those of `nasengine.separable` a band of rows of an image goes through everything while it is in the cache of its
+core: u, the rectified input; v, its depthwise convolution; y; and back: g, the gradient of y, those of v, of u and of
+x, and of the weights. Only x, y and their gradients are ever in memory.
 
 Threads take chunks of images from a counter. Sums over images are kept a chunk and added in the order of the chunks
 by whoever is last, so that the bits depend neither on the number of threads nor on their timing.
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from numba import cfunc, types
 
 from nasengine.kernels.backward import run_backward
+from nasengine.kernels.batch_norm import run_batch_norm
+from nasengine.kernels.depthwise import run_depthwise
 from nasengine.kernels.forward import run_forward
 from nasengine.kernels.mixing import run_mixing_backward, run_mixing_forward, run_moments
 
@@ -102,13 +104,43 @@ def moments_address() -> int:
     return _address(moments)
 
 
+@functools.cache
+def depthwise_address() -> int:
+    """The address of the kernel of `nasengine.depthwise`."""
+    digest = _digest()
+
+    def depthwise(table: int) -> None:
+        if digest:
+            run_depthwise(table)
+
+    return _address(depthwise)
+
+
+@functools.cache
+def batch_norm_address() -> int:
+    """The address of the kernel of `nasengine.batch_norm`."""
+    digest = _digest()
+
+    def batch_norm(table: int) -> None:
+        if digest:
+            run_batch_norm(table)
+
+    return _address(batch_norm)
+
+
+ADDRESSES: Final[Mapping[str, Callable[[], int]]] = {
+    "forward": forward_address,
+    "backward": backward_address,
+    "mixing_forward": mixing_forward_address,
+    "mixing_backward": mixing_backward_address,
+    "moments": moments_address,
+    "depthwise": depthwise_address,
+    "batch_norm": batch_norm_address,
+}
+"""All kernels by name; one is compiled, or found in the cache, when its address is asked for."""
+
+
 def compile_all() -> None:
     """Compiles all kernels, or finds them in the cache."""
-    for address in (
-        forward_address,
-        backward_address,
-        mixing_forward_address,
-        mixing_backward_address,
-        moments_address,
-    ):
+    for address in ADDRESSES.values():
         address()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nasengine.operations import OPERATIONS, DepthwiseConv, DropPath, FactorizedReduce
+from nasengine.operations import OPERATIONS, DepthwiseConv, DropPath, FactorizedReduce, PointwiseConv
 
 CASES = list(itertools.product((3, 5), (1, 2), (1, 2), (8, 9), (1, 4)))
 
@@ -86,3 +86,19 @@ def test_drop_path_drops_whole_samples_keeps_the_mean_and_rests_in_evaluation() 
     assert bool((output[:, 0] == output[:, 1]).all())
     assert float(output.mean()) == pytest.approx(1.0, abs=0.03)
     assert copy.deepcopy(drop).eval()(x) is x
+
+
+@pytest.mark.parametrize(("side", "bias"), [((1, 1), False), ((1, 1), True), ((2, 3), False)])
+def test_a_pointwise_convolution_equals_the_plain_one(side: tuple[int, int], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = PointwiseConv(6, 5, bias)
+    x = torch.randn(4, 6, *side, generator=generator).contiguous(memory_format=torch.channels_last).requires_grad_()
+    upstream = torch.randn(4, 5, *side, generator=generator)
+    found, expected = conv(x), F.conv2d(x, conv.weight, conv.bias)
+    assert ("Convolution" in type(found.grad_fn).__name__) == (side != (1, 1))
+    torch.testing.assert_close(found, expected)
+    inputs = (x, *conv.parameters())
+    wanted = torch.autograd.grad(expected, inputs, upstream)
+    torch.testing.assert_close(torch.autograd.grad(found, inputs, upstream), wanted)
+    with torch.no_grad():
+        assert torch.equal(conv(x), expected)

@@ -217,10 +217,10 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch, kernels_run: list[bool])
 def test_where_numba_cannot_compile(monkeypatch: pytest.MonkeyPatch, kernels_run: list[bool]) -> None:
     from nasengine import kernels
 
-    def fails() -> int:
+    def fails() -> None:
         raise RuntimeError("no such instruction")
 
-    monkeypatch.setattr(kernels, "forward_address", fails)
+    monkeypatch.setattr(kernels, "compile_all", fails)
     monkeypatch.setattr(launch, "compiled", functools.cache(launch.compiled.__wrapped__))
     x = torch.randn(1, 4, 5, 5)
     pair = Pair(torch.randn(4, 1, 3, 3), torch.randn(4, 4, 1, 1))
