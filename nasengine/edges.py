@@ -87,7 +87,8 @@ Tensors = Sequence[Tensor | None]
 
 def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[Tensor]:
     """All states of a cell up to number `last`: the given ones, then sums of what the edges "source-node" give."""
-    states, totals = list(given), dict[int, Tensor]()
+    states = list(given)
+    totals: dict[int, Tensor] = {}
     for source in range(last):
         later = [node for node in range(max(source + 1, len(given)), last + 1) if f"{source}-{node}" in edges]
         if later:

@@ -8,10 +8,9 @@ made to run on the installed PyTorch, on a CPU and without torchvision; nothing 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +22,10 @@ from nasengine.architecture import Architecture
 from nasengine.seeding import generator
 from nasengine.shrinking import stage_at
 from nasengine.supernet import Supernet
-from nasengine.task import Batch, Shapes
+from nasengine.task import Batch
+from peers.contest import SHAPES, Contest, Step, imported
 from search_spaces.ofa import OFA
 
-Step = Callable[[Batch, Batch], object]
-
-
-class Contest(NamedTuple):
-    """Makes a step of ours, and from the path of a checkout one of the peer's."""
-
-    ours: Callable[[], Step]
-    theirs: Callable[[Path], Step]
-
-
-SHAPES = Shapes((3, 32, 32), 10)
 SUBNETS = 4
 WEIGHTS = ShrinkingWeights(lr=0.01)
 Teacher = Literal["none", "full"]
@@ -90,10 +79,8 @@ def theirs(path: Path, teacher: Teacher) -> Step:
 
 def peer(path: Path) -> Any:
     """The network of the checkout."""
-    sys.path.insert(0, str(path))
-    from ofa.imagenet_classification.elastic_nn.networks.ofa_mbv3 import OFAMobileNetV3
-
-    return OFAMobileNetV3(
+    module = imported(path, "ofa.imagenet_classification.elastic_nn.networks.ofa_mbv3")
+    return module.OFAMobileNetV3(
         SHAPES.outputs, dropout_rate=0.0, ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4]
     )
 
@@ -108,6 +95,7 @@ def settings(architecture: Architecture) -> dict[str, list[int]]:
     }
 
 
+REPOSITORY = "mit-han-lab/once-for-all"
 CONTESTS: dict[str, Contest] = {
     "once-for-all": Contest(lambda: ours("none"), lambda path: theirs(path, "none")),
     "once-for-all, distilled": Contest(lambda: ours("full"), lambda path: theirs(path, "full")),
