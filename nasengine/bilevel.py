@@ -35,14 +35,15 @@ class VirtualStep:
     buffers: Mapping[str, Tensor] | None = None
 
     def __call__(self, weights: Weights, gradients: list[Tensor]) -> dict[str, Tensor]:
-        buffers = self.buffers or {}
-        moved = {}
-        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-            direction = gradient + self.weight_decay * weight
-            if name in buffers:
-                direction = direction + self.momentum * buffers[name]
-            moved[name] = weight - self.rate * direction
-        return moved
+        names, at, buffers = list(weights), list(weights.values()), self.buffers or {}
+        directions = list(torch._foreach_add(gradients, at, alpha=self.weight_decay))
+        kept = [place for place, name in enumerate(names) if name in buffers]
+        if kept:
+            before = [buffers[names[place]] for place in kept]
+            turned = torch._foreach_add([directions[place] for place in kept], before, alpha=self.momentum)
+            for place, direction in zip(kept, turned, strict=True):
+                directions[place] = direction
+        return dict(zip(names, torch._foreach_add(at, directions, alpha=-self.rate), strict=True))
 
 
 class Hypergradient(NamedTuple):
@@ -108,7 +109,8 @@ def _detached(weights: Weights, requires_grad: bool = False) -> dict[str, Tensor
 
 
 def _shifted(weights: Weights, vector: list[Tensor], epsilon: Tensor) -> dict[str, Tensor]:
-    return {name: w.detach() + epsilon * v for (name, w), v in zip(weights.items(), vector, strict=True)}
+    at = [weight.detach() for weight in weights.values()]
+    return dict(zip(weights, torch._foreach_add(at, torch._foreach_mul(vector, epsilon)), strict=True))
 
 
 def _without_graph(evaluation: Evaluation) -> Evaluation:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nasengine import cost
-from nasengine.algorithm import cosine, descend
+from nasengine.algorithm import cosine, descend, weight_optimizer
 from nasengine.architecture import Architecture
 from nasengine.batches import Batches, evaluation_batches
 from nasengine.config import (
@@ -177,10 +177,8 @@ class TrainJob:
 
 
 def _optimizer(network: torch.nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:
-    parameters, decay = network.parameters(), settings.weight_decay
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, settings.lr, (settings.momentum, 0.999), weight_decay=decay)
-    return torch.optim.SGD(parameters, settings.lr, momentum=settings.momentum, weight_decay=decay)
+    parameters = list(network.parameters())
+    return weight_optimizer(parameters, settings.optimizer, settings.lr, settings.momentum, settings.weight_decay)
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nasengine.algorithm import descend, weight_optimizer
 from nasengine.algorithms.darts import DARTS
 from nasengine.algorithms.rarts import RARTS
 from nasengine.allocator import keep_pages
@@ -111,20 +112,33 @@ def final_network() -> nn.Module:
 def final_step() -> Step:
     """A training step of ours of DARTS_V2."""
     keep_pages()
-    return training_step(final_network().to(memory_format=torch.channels_last))  # type: ignore[call-overload]
+    network = final_network().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    held = list(network.parameters())
+    optimizer = weight_optimizer(held, "sgd", 0.025, momentum=0.9, weight_decay=3e-4)
+
+    def step(train: Batch, valid: Batch) -> None:
+        del valid
+        gradients = torch.autograd.grad(_loss(network(train.inputs), train.targets), held)
+        descend(optimizer, held, gradients, None, CLIP)
+
+    return step
+
+
+def _loss(outputs: tuple[Tensor, Tensor], targets: Tensor) -> Tensor:
+    """Of logits and auxiliary logits."""
+    logits, auxiliary = outputs
+    return F.cross_entropy(logits, targets) + AUXILIARY * F.cross_entropy(auxiliary, targets)
 
 
 def training_step(network: nn.Module) -> Step:
-    """A step of SGD for a network that gives (logits, auxiliary logits)."""
+    """A step of SGD as public code takes it, for a network that gives (logits, auxiliary logits)."""
     held = list(network.parameters())
     optimizer = torch.optim.SGD(held, 0.025, momentum=0.9, weight_decay=3e-4)
 
     def step(train: Batch, valid: Batch) -> None:
         del valid
         optimizer.zero_grad()
-        logits, auxiliary = network(train.inputs)
-        loss = F.cross_entropy(logits, train.targets) + AUXILIARY * F.cross_entropy(auxiliary, train.targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        _loss(network(train.inputs), train.targets).backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(held, CLIP)
         optimizer.step()
 
