@@ -5,9 +5,9 @@
 
 NAME is darts (quark0/darts), nni (microsoft/nni), naslib (automl/NASLib) or ofa (mit-han-lab/once-for-all), and PATH a
 checkout of it that was made to run on the installed PyTorch and on a CPU; nothing of it is here. 16 channels, 8 cells,
-32x32 pixels, float32. Losses and gradients are compared first, at equal weights. Then both take steps in turns, each
-in a process of its own: seconds and memory are medians, the ratio is the median of the ratios, and below 1 it is
-faster than the peer. Memory is the most that a process held in its steps, less what it held before the first.
+32x32 pixels, float32. Losses and gradients are compared first, at equal weights and the smallest batch. Then both take
+steps in turns, each in a process of its own: seconds and memory are medians, the ratio is the median of the ratios, and
+below 1 it is faster than the peer. Memory is the most that a process held in its steps, less what it held before.
 
 The last column holds our step against a limit: the operations that the algorithm needs (two for each multiply-add of
 convolutions and matrix products: forward, and as many again for each gradient that is needed) at the rate of torch.mm
@@ -169,13 +169,15 @@ def hold(arguments: argparse.Namespace) -> None:
     module = peer_module(peer)
     names = chosen(module.CONTESTS, arguments.steps)
     print(f"torch {torch.__version__}, {arguments.threads} threads, 16 channels, 8 cells, 32x32 pixels, float32")
-    for size in map(int, arguments.batch_size.split(",")):
-        torch.manual_seed(0)
-        try:
-            differences = module.differences(path, size)
-        except ImportError as error:
-            raise PeerError(f"{path} must be importable, but gives {reason(error)}; make it run.") from error
-        print(f"\nbatch {size}, relative differences\n{differences}\n\n{heading(peer)}", flush=True)
+    sizes = [int(size) for size in arguments.batch_size.split(",")]
+    torch.manual_seed(0)
+    try:
+        differences = module.differences(path, min(sizes))
+    except ImportError as error:
+        raise PeerError(f"{path} must be importable, but gives {reason(error)}; make it run.") from error
+    print(f"\nrelative differences, batch {min(sizes)}\n{differences}")
+    for size in sizes:
+        print(f"\nbatch {size}\n\n{heading(peer)}", flush=True)
         for name in names:
             row = contest(path, peer, name, size, arguments.threads, arguments.repeats)
             print(row, flush=True)

@@ -43,7 +43,8 @@ class Added(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         plan, needed = ctx.plan, ctx.needs_input_grad[2:]
-        tensors, rest = ctx.saved_tensors[: len(needed)], iter(ctx.saved_tensors[len(needed) :])
+        saved = ctx.saved_tensors
+        tensors, rest = saved[: len(needed)], iter(saved[len(needed) :])
         if torch.is_grad_enabled():
             return None, None, *_differentiable(plan.edges, ctx.eps, tensors, needed, grads)
         results = [[(next(rest), next(rest)) for _ in term.halves] for term in plan.terms]

@@ -20,7 +20,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nasengine.errors import reason
@@ -187,11 +189,11 @@ def _plan(
 
 
 def workspace(size: int) -> int:
-    """The address of memory of this thread, kept for the next call."""
-    memory: Tensor | None = getattr(_local, "memory", None)
-    if memory is None or memory.numel() < size + 64:
-        memory = _local.memory = torch.empty(size + 64, dtype=torch.uint8)
-    return -(-memory.data_ptr() // 64) * 64
+    """The address of memory of this thread, kept for the next call; no tensor, since it is no part of a step's."""
+    memory: NDArray[np.uint8] | None = getattr(_local, "memory", None)
+    if memory is None or memory.size < size + 64:
+        memory = _local.memory = np.empty(size + 64, np.uint8)
+    return -(-memory.ctypes.data // 64) * 64
 
 
 def run(kernel: str, table: Sequence[int], threads: int) -> None:

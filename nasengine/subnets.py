@@ -52,7 +52,8 @@ class Judging:
     def of(self, norm: _BatchNorm, x: Tensor) -> Moments:
         """The moments for the channels of (N, C, ...)."""
         if norm not in self.moments:
-            self.moments[norm] = Moments(x.new_zeros(x.shape[1]), x.new_ones(x.shape[1]))
+            kind = torch.promote_types(x.dtype, torch.float32)  # under autocast images are narrower, moments are not
+            self.moments[norm] = Moments(x.new_zeros(x.shape[1], dtype=kind), x.new_ones(x.shape[1], dtype=kind))
         found = self.moments[norm]
         if len(found.mean) != x.shape[1] or (self.batches and len(x) % self.batches):
             raise UnfitError("A batch norm must have the rows of whole batches.")
