@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from nasengine import launch
 from nasengine.elastic import active
 from nasengine.layers import ElasticBatchNorm2d
-from nasengine.separable import fresh, graph_of_gradients, is_fast
+from nasengine.separable import fresh, graph_of_gradients, is_fast, is_ordinary
 from nasengine.subnets import judging
 
 _ACTIVATIONS: Final[dict[type[nn.Module] | None, int]] = {None: 0, nn.ReLU: 1, nn.Hardswish: 2}
@@ -54,16 +54,20 @@ def _fused(module: nn.Module, rest: list[nn.Module], x: Tensor) -> nn.BatchNorm2
         return None
     if len(rest) > 1 or (rest and type(rest[0]) not in _ACTIVATIONS):
         return None
+    channels = x.shape[1]
     if isinstance(module, ElasticBatchNorm2d):
-        if active(module.size) != x.shape[1]:
+        if active(module.size) != channels:
             return None
         module = module.norm
+        channels = module.num_features
     if type(module) is not nn.BatchNorm2d or not module.affine:
         return None
     if module.training != (state is None) or (state is not None and not module.track_running_stats):
         return None
     tensors = (module.weight, module.bias, module.running_mean, module.running_var)
-    return module if all(t is None or (t.is_cpu and t.dtype == torch.float32) for t in tensors) else None
+    fits = all(t is None or (is_ordinary(t) and t.shape == (channels,)) for t in tensors)
+    written = all(t is None or t.is_contiguous() for t in tensors[2:])
+    return module if fits and written and x.shape[1] <= channels else None
 
 
 def normalised(x: Tensor, norm: nn.BatchNorm2d, activation: type[nn.Module] | None) -> Tensor:
@@ -103,10 +107,9 @@ class _Normalised(torch.autograd.Function):
         running_var: Tensor | None,
         factors: tuple[float, float],
     ) -> Tensor:
-        x = _dense(x)
         y = torch.empty_like(x, memory_format=torch.channels_last)
         moments = torch.empty(2, x.shape[1])
-        _run(activation, x, y, moments, (weight, bias, running_mean, running_var), factors, (None, None, None))
+        _run(activation, _dense(x), y, moments, (weight, bias, running_mean, running_var), factors, (None, None, None))
         ctx.save_for_backward(x, weight, bias, moments)
         ctx.activation, ctx.epsilon = activation, factors[1]
         return y
@@ -118,7 +121,7 @@ class _Normalised(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph is asked for
             return *_differentiable(ctx, x, weight, bias, grad), *rest
         found = torch.empty_like(x, memory_format=torch.channels_last), torch.zeros_like(weight), torch.zeros_like(bias)
-        _run(ctx.activation, x, _dense(grad), moments, (weight, bias, None, None), (0.0, 0.0), found)
+        _run(ctx.activation, _dense(x), _dense(grad), moments, (weight, bias, None, None), (0.0, 0.0), found)
         return *found, *rest
 
 
@@ -149,7 +152,8 @@ def _run(
         batches: how many there are, the pixels of each, and how many were before; one of all pixels by default.
     """
     channels, threads = x.shape[1], torch.get_num_threads()
-    pixels, weight, bias, running_mean, running_var = x.numel() // channels, *map(_address, others)
+    held = [None if each is None else each.contiguous() for each in others]
+    pixels, weight, bias, running_mean, running_var = x.numel() // channels, *map(_address, held)
     mean = moments.data_ptr()
     table = [0, 0, pixels, channels, activation, x.data_ptr(), y.data_ptr(), weight, bias]
     table += (mean, mean + 4 * channels, running_mean, running_var, _packed(factors), *map(_address, found))

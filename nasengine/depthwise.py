@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasengine import launch
-from nasengine.separable import fresh, graph_of_gradients, is_fast
+from nasengine.separable import fresh, graph_of_gradients, is_fast, is_transformed
 from nasengine.subnets import judging
 
 _TASKS: Final = 8
@@ -29,8 +29,9 @@ _LARGE: Final = 512
 def depthwise(x: Tensor, weight: Tensor, stride: int, padding: int, dilation: int) -> Tensor:
     """Convolution of every channel (B, C, H, W) by its kernel, weight (C, 1, k, k); on CPUs with a faster gradient."""
     wanted = torch.is_grad_enabled() or judging() is not None
-    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    if x.device.type != "cpu" or not wanted or plain:
+    plain = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or is_transformed()
+    keeps = 2 * padding == dilation * (weight.shape[-1] - 1)
+    if x.device.type != "cpu" or not wanted or plain or not keeps:
         return F.conv2d(x, weight, None, stride, padding, dilation, groups=len(weight))
     if _fits(x, weight, stride, padding, dilation):
         apply: Callable[..., Tensor] = _Compiled.apply
@@ -89,9 +90,9 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        x, weight = _dense(x), weight.contiguous()
-        ctx.save_for_backward(x, weight)
+        ctx.save_for_backward(x, weight)  # as they came: a copy would have no graph
         ctx.stride = stride
+        x, weight = _dense(x), weight.contiguous()
         images, channels, height, width = x.shape
         shape = (images, channels, _halved(height, stride), _halved(width, stride))
         y = torch.empty(shape, memory_format=torch.channels_last)
@@ -106,6 +107,7 @@ class _Compiled(torch.autograd.Function):
             y = F.conv2d(x, weight, None, ctx.stride, weight.shape[-1] // 2, groups=len(weight))
             of_x, of_weight = graph_of_gradients([y], [grad], [x, weight], ctx.needs_input_grad[:2])
             return of_x, of_weight, None
+        x, weight = _dense(x), weight.contiguous()
         grad_x = torch.empty_like(x, memory_format=torch.channels_last) if ctx.needs_input_grad[0] else None
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         _run(x, weight, ctx.stride, _dense(grad), grad_x, grad_weight)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from nasengine import launch
@@ -41,9 +42,15 @@ def is_fast(x: Tensor) -> bool:
         return False
     if not is_ordinary(x) or x.dim() != 4 or not x.numel() or is_in_torch_dispatch_mode(False):
         return False
-    if torch.is_autocast_enabled("cpu") or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.is_autocast_enabled("cpu") or is_transformed():
         return False
     return launch.compiled()
+
+
+def is_transformed() -> bool:
+    """Whether tensors may have tangents, or stand for many: there gradients that are written by hand do not count."""
+    level: int = forward_ad._current_level
+    return level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 class Pair(NamedTuple):
@@ -273,7 +280,8 @@ def graph_of_gradients(
 ) -> list[Tensor | None]:
     """The gradients of the tensors that need one, of some outputs, so that they can be differentiated again."""
     inputs = [tensor for tensor, need in zip(tensors, needed, strict=True) if need and tensor is not None]
-    used = [(output, grad) for output, grad in zip(outputs, grads, strict=False) if grad is not None]
+    both = zip(outputs, grads, strict=False)  # what depends on nothing that needs a gradient has none to give
+    used = [(output, grad) for output, grad in both if grad is not None and output.requires_grad]
     if not used:
         return [None] * len(needed)
     of, by = [output for output, _ in used], [grad for _, grad in used]

@@ -68,8 +68,11 @@ def test_a_momentum_of_none_means_the_mean_of_all_batches() -> None:
     torch.testing.assert_close(dict(fast.named_buffers()), dict(plain.named_buffers()))
 
 
-def test_second_derivatives_are_those_of_the_modules() -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_second_derivatives_are_those_of_the_modules(layout: torch.memory_format) -> None:
     module, x = block(8, (nn.Hardswish(),)), images((4, 8, 3, 3))
+    module[0] = nn.Identity()  # whose output has the layout of its input
+    x = torch.cat([x, 2 * x[:, :2]], 1).detach().contiguous(memory_format=layout).requires_grad_()
 
     def second() -> tuple[Tensor, ...]:
         inputs = (x, *module.parameters())
@@ -86,6 +89,26 @@ def test_second_derivatives_are_those_of_the_modules() -> None:
 def test_one_value_a_channel_is_refused_as_by_torch() -> None:
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         block(8, ())(images((1, 8, 1, 1)))
+
+
+@pytest.mark.parametrize("channels", [4, 12])
+def test_a_norm_of_other_channels_is_refused_as_by_torch(channels: int) -> None:
+    module = block(8, ())
+    module[1] = nn.BatchNorm2d(channels)
+    with pytest.raises(RuntimeError, match="running_mean should contain 8 elements"):
+        module(images((4, 8, 3, 3)))
+
+
+@pytest.mark.parametrize("name", ["weight", "bias", "running_mean", "running_var"])
+def test_numbers_that_do_not_lie_together(name: str) -> None:
+    fast, x = block(8, (nn.ReLU(),)), images((4, 8, 3, 3))
+    apart = torch.rand(8, 2, generator=torch.Generator().manual_seed(3))[:, 0]
+    setattr(fast[1], name, nn.Parameter(apart) if name in ("weight", "bias") else apart)
+    plain = copy.deepcopy(fast)
+    with by_formula():
+        wanted = passed(plain, x)
+    for one, other in zip(passed(fast, x), wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=2e-5 * float(other.detach().abs().max()))
 
 
 def test_evaluation_and_other_activations_run_the_modules() -> None:

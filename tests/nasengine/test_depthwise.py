@@ -67,8 +67,10 @@ def test_only_what_is_needed_is_computed() -> None:
     torch.testing.assert_close((of_x, of_weight), of_both, rtol=0, atol=0)
 
 
-def test_second_derivatives_are_those_of_the_formula() -> None:
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_second_derivatives_are_those_of_the_formula(layout: torch.memory_format) -> None:
     x, weight = inputs(2, 8, (4, 4), 3)
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
 
     def second(y: Tensor) -> tuple[Tensor, ...]:
         first = torch.autograd.grad(y.square().sum(), (x, weight), create_graph=True)
@@ -76,6 +78,15 @@ def test_second_derivatives_are_those_of_the_formula() -> None:
 
     found, wanted = second(depthwise(x, weight, 2, 1, 1)), second(plain(x, weight, 2))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+def test_transforms_of_functions_and_even_kernels_give_way() -> None:
+    x, weight = inputs(2, 8, (4, 4), 3)
+    wanted = torch.autograd.grad(plain(x, weight, 2).sum(), weight)[0]
+    found = torch.func.grad(lambda weight: depthwise(x, weight, 2, 1, 1).sum())(weight)
+    torch.testing.assert_close(found, wanted)
+    depthwise(x, weight[..., :2, :2], 1, 0, 1).sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
 
 
 @pytest.mark.parametrize("dilation", [1, 2])
