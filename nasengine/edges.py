@@ -11,16 +11,18 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
+from math import prod
+from typing import Any, NamedTuple, TypeGuard, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from nasengine.launch import Shape
-from nasengine.mixing import Separable, Statistics, unnormed
+from nasengine.mixing import Half as Parts
+from nasengine.mixing import Separable, Statistics, is_hooked, unnormed
 from nasengine.separable import Norm, Pair, is_fast, normalized, plain_separable
-from nasengine.supernet import MixedOp, Zero, decided
+from nasengine.supernet import MixedOp, Shared, Zero, decided, in_call
 
 
 class Half(NamedTuple):
@@ -61,21 +63,30 @@ class Plan(NamedTuple):
     """How modules are computed together. Tensors have slots: x, weights, totals, the modules' own, and five an other.
 
     Attributes:
-        modules, training: for which it holds, with the options of mixtures, and whether `norms` were in training.
+        modules, inside: for which it holds: the modules, the options of mixtures, and what halves consist of. Weak
+            where they could be the key of a plan, which else would never be forgotten.
+        called: whether it holds in a call of a supernet, where what is shared is one option for all edges.
         norms: batch norms of halves.
+        modes: of these, as `_mode` has them.
         counted: those that take the moments of the batch, each with the stride up to it.
         own: dictionaries and keys, where the modules' own tensors are.
+        shapes: of these.
+        inputs: the channels of x for which it holds.
         others: options without halves, which give values and a norm.
         terms: those of all edges that have halves.
         images: the slots of images.
     """
 
-    modules: tuple[nn.Module, ...]
+    modules: tuple[ref[nn.Module], ...]
+    inside: list[nn.Module]
+    called: bool
     norms: list[nn.BatchNorm2d]
-    training: list[bool]
+    modes: list[tuple[bool, float, bool]]
     counted: list[tuple[nn.BatchNorm2d, int]]
     own: list[tuple[dict[str, Any], str]]
-    others: list[nn.Module]
+    shapes: list[torch.Size]
+    inputs: set[int]
+    others: list[ref[nn.Module]]
     edges: tuple[Edge, ...] = ()
     terms: tuple[Term, ...] = ()
     images: frozenset[int] = frozenset()
@@ -102,19 +113,35 @@ def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[
 
 def added(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[Tensor]:
     """totals[i] + modules[i](x) of all modules; None for zeros. Soft mixtures may be among the modules."""
-    weights = [_weights(module) for module in modules] if is_fast(x) and torch.is_grad_enabled() else [None]
-    if all(weight is not None for weight in weights):
-        plan, statistics, eps = _plan_of(modules), Statistics(), list[float]()
-        tensors = [x, *weights, *totals, *(holder[key] for holder, key in plan.own)]
-        for option in plan.others:
-            term = unnormed(option, x, statistics)
-            norm = term.norm()
-            tensors += (term.values, *((None,) * 4 if norm is None else norm[:4]))
-            eps.append(0.0 if norm is None else norm.eps)
-        if all(edge.terms for edge in plan.edges) and _ordinary(tensors):
-            return _together(plan, tuple(eps), tensors, statistics)
+    found = together(modules, x, totals)
+    if found is not None:
+        return found
     outputs = [module(x) for module in modules]
     return [each if total is None else total + each for each, total in zip(outputs, totals, strict=True)]
+
+
+def together(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[Tensor] | None:
+    """`added` in compiled loops; None where the modules must run themselves, and say what is wrong if anything is."""
+    if not torch.is_grad_enabled() or not is_fast(x):
+        return None
+    weights = [_weights(module) for module in modules]
+    plan = None if any(weight is None for weight in weights) else _plan_of(modules)
+    if plan is None:
+        return None
+    tensors = [x, *weights, *totals, *(holder.get(key) for holder, key in plan.own)]
+    if not (_ordinary(tensors) and _fits(plan, tensors)):
+        return None
+    statistics, eps = Statistics(), list[float]()
+    for option in plan.others:
+        term = unnormed(cast(nn.Module, option()), x, statistics)
+        norm = term.norm()
+        tensors += (term.values, *((None,) * 4 if norm is None else norm[:4]))
+        eps.append(0.0 if norm is None else norm.eps)
+    if not _agree(plan, tensors):
+        return None
+    if not _ordinary(tensors):
+        return _one_by_one(plan, modules, tuple(eps), tensors, statistics)
+    return _together(plan, tuple(eps), tensors, statistics)
 
 
 def _together(plan: Plan, eps: tuple[float, ...], tensors: list[Tensor | None], statistics: Statistics) -> list[Tensor]:
@@ -129,12 +156,35 @@ def _together(plan: Plan, eps: tuple[float, ...], tensors: list[Tensor | None], 
     return list(found[:count])
 
 
+def _one_by_one(
+    plan: Plan, modules: Sequence[nn.Module], eps: tuple[float, ...], tensors: Tensors, statistics: Statistics
+) -> list[Tensor]:
+    """The same by the modules, but those that have given their values already: a second run would leave a trace."""
+    statistics.keep()
+    x, found = cast(Tensor, tensors[0]), []
+    for edge, module in zip(plan.edges, modules, strict=True):
+        weights, total = cast(Tensor, tensors[edge.weights]), tensors[edge.total]
+        for term in edge.terms:
+            option = module.options[term.option] if _is_mixture(module) else module
+            product = weights[term.option] * (option(x) if term.other < 0 else _plain_term(term, eps, tensors))
+            total = product if total is None else total + product
+        found.append(cast(Tensor, total))
+    return found
+
+
+def _is_mixture(module: nn.Module) -> TypeGuard[MixedOp]:
+    """Whether it is a sum of its options; a subclass may give something else."""
+    return isinstance(module, MixedOp) and type(module).forward is MixedOp.forward
+
+
 def _weights(module: nn.Module) -> Tensor | None:
     """Those of a soft mixture; one for a module itself; None for what is no sum of options."""
-    if not isinstance(module, MixedOp):
+    if not _is_mixture(module):
         return one()
     weights = decided(module.choice.label)
-    return weights.contiguous() if isinstance(weights, Tensor) else None
+    if not isinstance(weights, Tensor) or weights.shape != (len(module.options),):
+        return None
+    return weights.contiguous()
 
 
 @cache
@@ -150,27 +200,76 @@ def _ordinary(tensors: Tensors) -> bool:
     return kinds <= {Tensor, nn.Parameter} and types == {torch.float32} and all(tensor.is_cpu for tensor in there)
 
 
-def _plan_of(modules: Sequence[nn.Module]) -> Plan:
-    """The plan for these modules; made once."""
-    known, parts = _plans.setdefault(modules[0], []), _parts(modules)
+def _fits(plan: Plan, tensors: Tensors) -> bool:
+    """Whether x has the channels that the modules take, and their tensors have the shapes that they say."""
+    own = tensors[1 + 2 * len(plan.edges) :]
+    same = all(each is not None and each.shape == shape for each, shape in zip(own, plan.shapes, strict=True))
+    return same and plan.inputs <= {cast(Tensor, tensors[0]).shape[1]}
+
+
+def _agree(plan: Plan, tensors: Tensors) -> bool:
+    """Whether all terms of an edge, and the total before, have one shape."""
+    images, _, height, width = cast(Tensor, tensors[0]).shape
+    for edge in plan.edges:
+        total, shapes = tensors[edge.total], set[tuple[int, ...]]()
+        if total is not None:
+            shapes.add(total.shape)
+        for term in edge.terms:
+            if term.halves:
+                stride = prod(half.shape[1] for half in term.halves)
+                shapes.add((images, term.halves[-1].shape[3], -(-height // stride), -(-width // stride)))
+            else:
+                values, norm = cast(Tensor, tensors[term.values]), [tensors[slot] for slot in term.norm if slot >= 0]
+                shapes.add(values.shape)
+                if any(each is not None and each.shape != values.shape[1:2] for each in norm):
+                    return False
+        if len(shapes) != 1 or len(next(iter(shapes))) != 4:
+            return False
+    return True
+
+
+def _plan_of(modules: Sequence[nn.Module]) -> Plan | None:
+    """The plan for these modules, made once; None where there is none."""
+    options = _options(modules)
+    if any(map(is_hooked, modules)) or any(map(is_hooked, options)):
+        return None
+    known, inside, called = _plans.setdefault(modules[0], []), _inside(modules, options), in_call()
     for plan in known:
-        same = len(plan.modules) == len(parts) and all(map(operator.is_, plan.modules, parts))
-        if same and [norm.training for norm in plan.norms] == plan.training:
+        same = plan.called == called and len(plan.modules) == len(modules) and len(plan.inside) == len(inside)
+        same = same and all(held() is module for held, module in zip(plan.modules, modules, strict=True))
+        if same and all(map(operator.is_, plan.inside, inside)) and list(map(_mode, plan.norms)) == plan.modes:
             return plan
-    known.append(_made_plan(modules))
-    return known[-1]
+    made = _made_plan(modules)
+    if made is not None:
+        known.append(made)
+    return made
 
 
-def _parts(modules: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
-    """The modules, and the options of mixtures."""
-    return *modules, *(option for module in modules if isinstance(module, MixedOp) for option in module.options)
+def _options(modules: Sequence[nn.Module]) -> list[nn.Module]:
+    """Those of mixtures."""
+    return [option for module in modules if _is_mixture(module) for option in module.options]
 
 
-def _made_plan(modules: Sequence[nn.Module]) -> Plan:
-    plan, edges, first = Plan(_parts(modules), [], [], [], [], []), [], 1 + 2 * len(modules)
+def _inside(modules: Sequence[nn.Module], options: Sequence[nn.Module]) -> list[nn.Module]:
+    """The options, and the children of all that may have halves."""
+    separable = [module for module in (*modules, *options) if isinstance(module, Separable)]
+    return [*options, *(child for module in separable for child in module._modules.values() if child is not None)]
+
+
+def _mode(norm: nn.BatchNorm2d) -> tuple[bool, float, bool]:
+    """What a plan takes from a batch norm, besides tensors."""
+    return norm.training, norm.eps, norm._buffers.get("running_mean") is None
+
+
+def _made_plan(modules: Sequence[nn.Module]) -> Plan | None:
+    held = tuple(ref(module) for module in modules)
+    plan = Plan(held, _inside(modules, _options(modules)), in_call(), [], [], [], [], [], set(), [])
+    edges, first = [], 1 + 2 * len(modules)
     for place, module in enumerate(modules):
-        options = enumerate(module.options) if isinstance(module, MixedOp) else [(0, module)]
+        options = enumerate(module.options) if _is_mixture(module) else [(0, module)]
         terms = [_term(plan, first, number, option) for number, option in options if not isinstance(option, Zero)]
+        if not terms or (isinstance(module, Separable) and not terms[0].halves):
+            return None
         edges.append(Edge(1 + place, 1 + len(modules) + place, tuple(terms)))
     start = first + len(plan.own)
     placed = [edge._replace(terms=tuple(_placed(term, start) for term in edge.terms)) for edge in edges]
@@ -182,14 +281,16 @@ def _made_plan(modules: Sequence[nn.Module]) -> Plan:
 
 def _term(plan: Plan, first: int, number: int, option: nn.Module) -> Term:
     """Notes an option in a plan; what is an other gets its slots later."""
-    if isinstance(option, Separable):
-        return Term(number, _halves(plan, first, option))
-    if isinstance(option, nn.Identity):
+    if isinstance(option, Separable) and (parts := option.halves()):
+        return Term(number, _halves(plan, first, parts))
+    if type(option) is nn.Identity:
         return Term(number, (), values=0)
-    places = [place for place, other in enumerate(plan.others) if other is option]
-    if not places:
-        plan.others.append(option)
-    return Term(number, (), other=places[0] if places else len(plan.others) - 1)
+    # what is not shared runs once an edge: it may draw random numbers, or keep statistics
+    places = [place for place, other in enumerate(plan.others) if other() is option and isinstance(option, Shared)]
+    if not places or not plan.called:
+        plan.others.append(ref(option))
+        return Term(number, (), other=len(plan.others) - 1)
+    return Term(number, (), other=places[0])
 
 
 def _placed(term: Term, start: int) -> Term:
@@ -199,8 +300,8 @@ def _placed(term: Term, start: int) -> Term:
     return term._replace(values=first, norm=tuple(range(first + 1, first + 5)))
 
 
-def _halves(plan: Plan, first: int, option: Separable) -> tuple[Half, ...]:
-    """Its halves, with slots from `first` on for what is noted in the plan."""
+def _halves(plan: Plan, first: int, parts: Sequence[Parts]) -> tuple[Half, ...]:
+    """The halves of an option, with slots from `first` on for what is noted in the plan."""
     total, made = 1, []
 
     def slot(module: nn.Module | None, name: str) -> int:
@@ -208,15 +309,17 @@ def _halves(plan: Plan, first: int, option: Separable) -> tuple[Half, ...]:
         for holder in holders:
             if holder.get(name) is not None:
                 plan.own.append((holder, name))
+                plan.shapes.append(cast(Tensor, holder[name]).shape)
                 return first + len(plan.own) - 1
         return -1
 
-    for depthwise, pointwise, norm in option.halves():
+    plan.inputs.add(parts[0].pointwise.in_channels)
+    for depthwise, pointwise, norm in parts:
         own, conv = norm.training or norm.running_mean is None, depthwise or pointwise
         kernel, stride, dilation = conv.kernel_size[0], conv.stride[0], conv.dilation[0]
         total *= stride
         plan.norms.append(norm)
-        plan.training.append(norm.training)
+        plan.modes.append(_mode(norm))
         if own:
             plan.counted.append((norm, total))
         moments = (-1, -1) if own else (slot(norm, "running_mean"), slot(norm, "running_var"))

@@ -8,7 +8,7 @@ the values, forward and backward, and nothing but the values is kept for the gra
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, NamedTuple, cast
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nasengine.launch import run_terms
 from nasengine.separable import Norm, Normalizable, dense, is_fast
-from nasengine.supernet import Shared, once_a_call
+from nasengine.supernet import Shared, in_call, once_a_call
 
 
 class Unnormed(NamedTuple):
@@ -55,7 +55,7 @@ class Separable(abc.ABC):
 
     @abc.abstractmethod
     def halves(self) -> list[Half]:
-        """In their order."""
+        """In their order; none if it is something else, so that its forward must run."""
 
 
 class EndsInNorm(abc.ABC):
@@ -66,11 +66,14 @@ class EndsInNorm(abc.ABC):
         """What it gives before that."""
 
 
+Found = tuple[nn.BatchNorm2d, Tensor, Tensor, int]
+
+
 @dataclass
 class Statistics:
     """Moments of batches, to be taken into the running ones of their norms all at once."""
 
-    found: list[tuple[nn.BatchNorm2d, Tensor, Tensor, int]] = field(default_factory=list)
+    found: list[Found] = field(default_factory=list)
 
     def add(self, module: nn.BatchNorm2d, mean: Tensor, var: Tensor, count: int) -> None:
         """Notes moments of so many values a channel, if the module keeps any; raises ValueError for one, as torch."""
@@ -86,18 +89,25 @@ class Statistics:
         self.add(module, found.mean, found.var, found.output.numel() // len(found.mean))
         return Unnormed(found.output, module, found.mean, found.var)
 
-    @torch.no_grad()
     def keep(self) -> None:
         """Moves the running moments as `torch.nn.BatchNorm2d` does; the variance is the unbiased one."""
-        if not self.found:
-            return
-        torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm, *_ in self.found], 1)
-        for factor, found in groupby(self.found, key=lambda kept: _factor(kept[0])):
-            norms, means, variances, counts = zip(*found, strict=True)
-            running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
-            unbiased = torch._foreach_mul(variances, [count / (count - 1) for count in counts])
-            torch._foreach_lerp_(running, [*means, *unbiased], factor)
-        self.found.clear()
+        while self.found:
+            now, later, seen = list[Found](), list[Found](), set[nn.BatchNorm2d]()
+            for each in self.found:  # a norm that was used twice moves twice
+                (later if each[0] in seen else now).append(each)
+                seen.add(each[0])
+            _keep(now)
+            self.found = later
+
+
+@torch.no_grad()
+def _keep(found: Sequence[Found]) -> None:
+    torch._foreach_add_([cast(Tensor, norm.num_batches_tracked) for norm, *_ in found], 1)
+    for factor, group in groupby(found, key=lambda kept: _factor(kept[0])):
+        norms, means, variances, counts = zip(*group, strict=True)
+        running = [norm.running_mean for norm in norms] + [norm.running_var for norm in norms]
+        unbiased = torch._foreach_mul(variances, [count / (count - 1) for count in counts])
+        torch._foreach_lerp_(running, [*means, *unbiased], factor)
 
 
 def _factor(norm: nn.BatchNorm2d) -> float:
@@ -107,17 +117,26 @@ def _factor(norm: nn.BatchNorm2d) -> float:
 
 def unnormed(module: nn.Module, x: Tensor, statistics: Statistics) -> Unnormed:
     """What a module gives before its last batch norm, if it ends in one."""
-    if isinstance(module, Shared):
+    if isinstance(module, Shared) and not is_hooked(module.module):
+        if not in_call():
+            return unnormed(module.module, x, statistics)
         # x is kept with what it gave: while it lives, nothing else has its id
         return once_a_call((id(module), id(x)), lambda: (x, unnormed(module.module, x, statistics)))[1]
     if isinstance(module, EndsInNorm):
         return module.unnormed(x, statistics)
-    *before, last = module if isinstance(module, nn.Sequential) else [module]
-    if not isinstance(last, nn.BatchNorm2d):
+    plain = type(module).forward is nn.Sequential.forward
+    *before, last = cast("nn.Sequential", module) if plain and module._modules else [module]
+    if type(last) is not nn.BatchNorm2d or is_hooked(last):
         return Unnormed(module(x))
     for child in before:
         x = child(x)
     return measured(x, last, statistics)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling it does more than its forward."""
+    found = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(found)
 
 
 def measured(values: Tensor, module: nn.BatchNorm2d, statistics: Statistics) -> Unnormed:

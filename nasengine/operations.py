@@ -5,19 +5,20 @@ All take and give images (batch, channels, height, width).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Final, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasengine.depthwise import depthwise
-from nasengine.edges import added
-from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed
+from nasengine.edges import together
+from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed, is_hooked
 from nasengine.separable import Pair, is_fast, separable
 from nasengine.subnets import judging
-from nasengine.supernet import Zero
+from nasengine.supernet import Shared, Zero
 
 
 class FactorizedReduce(nn.Module, EndsInNorm):
@@ -31,8 +32,10 @@ class FactorizedReduce(nn.Module, EndsInNorm):
         self.norm = nn.BatchNorm2d(channels_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and is_fast(x):
-            return added([self], x, [None])[0]
+        found = together([self], x, [None])
+        return self._plain(x) if found is None else found[0]
+
+    def _plain(self, x: Tensor) -> Tensor:
         even, odd = phases(self.relu(x)).chunk(2, dim=1)
         both = [F.conv2d(even, self.even.weight), F.conv2d(odd, self.odd.weight)]
         reduced: Tensor = self.norm(torch.cat(both, dim=1))
@@ -40,6 +43,8 @@ class FactorizedReduce(nn.Module, EndsInNorm):
 
     def unnormed(self, x: Tensor, statistics: Statistics) -> Unnormed:
         """What it gives before its batch norm."""
+        if not rectifies(self.relu) or type(self.norm) is not nn.BatchNorm2d or is_hooked(self.norm):
+            return Unnormed(self._plain(x))
         return statistics.noted(separable(phases(x), None, self.pair()), self.norm)
 
     def pair(self) -> Pair:
@@ -141,23 +146,62 @@ class ReluConvNorm(nn.Sequential, Separable):
     plain = nn.Sequential  # computes the same: an exported network has this in its place
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and is_fast(x):
-            return added([self], x, [None])[0]
+        found = together([self], x, [None])
+        if found is not None:
+            return found[0]
         for module in self:
             x = module(x)
         return x
 
     def halves(self) -> list[Half]:
-        """The convolutions and the norm of each half."""
+        """The convolutions and the norm of each half; none where the modules inside are others than it says."""
         found: list[Half] = []
-        convs: list[nn.Conv2d] = []
-        for module in self.children():
-            if isinstance(module, nn.Conv2d):
-                convs.append(module)
-            elif isinstance(module, nn.BatchNorm2d):
-                found.append(Half(convs[0] if len(convs) == 2 else None, convs[-1], module))
-                convs = []
-        return found
+        rest = list(self)
+        while rest:
+            count = 4 if len(rest) > 3 and isinstance(rest[2], nn.Conv2d) else 3
+            half = _half_of(rest[:count])
+            if half is None:
+                return []
+            found.append(half)
+            rest = rest[count:]
+        chained = all(one.pointwise.out_channels == two.pointwise.in_channels for one, two in pairwise(found))
+        return found if len(found) in (1, 2) and chained and type(self).forward is ReluConvNorm.forward else []
+
+
+def rectifies(module: nn.Module) -> bool:
+    """Whether it is max(x, 0), by itself or for many."""
+    return type(module.module if isinstance(module, Shared) else module) is nn.ReLU
+
+
+def _half_of(modules: Sequence[nn.Module]) -> Half | None:
+    """A rectifier, if any a depthwise convolution, a 1x1 convolution and a batch norm; None for anything else."""
+    if len(modules) < 3 or not rectifies(modules[0]) or type(modules[-1]) is not nn.BatchNorm2d:
+        return None
+    convs = [conv for conv in modules[1:-1] if type(conv) in (nn.Conv2d, DepthwiseConv)]
+    if len(convs) != len(modules) - 2:
+        return None
+    half = Half(cast(nn.Conv2d, convs[0]) if len(modules) == 4 else None, cast(nn.Conv2d, convs[-1]), modules[-1])
+    return half if _fits(half) else None
+
+
+def _fits(half: Half) -> bool:
+    depthwise, last, norm = half
+    for conv in (last,) if depthwise is None else (depthwise, last):
+        if conv.bias is not None or conv.padding_mode != "zeros" or conv._parameters.get("weight") is None:
+            return False
+    if depthwise is not None:
+        kernel, stride, dilation = (
+            numbers[0] for numbers in (depthwise.kernel_size, depthwise.stride, depthwise.dilation)
+        )
+        shape = (depthwise.kernel_size, depthwise.stride, depthwise.dilation, depthwise.padding)
+        if shape != ((kernel,) * 2, (stride,) * 2, (dilation,) * 2, (dilation * (kernel - 1) // 2,) * 2):
+            return False
+        channels = {depthwise.groups, depthwise.in_channels, depthwise.out_channels, last.in_channels}
+        if kernel % 2 == 0 or len(channels) > 1:
+            return False
+    tensors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    single = (last.kernel_size, last.stride, last.padding, last.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return single and all(each is None or each.shape == (last.out_channels,) for each in tensors)
 
 
 def relu_conv_norm(channels_in: int, channels_out: int, affine: bool) -> nn.Module:

@@ -86,6 +86,11 @@ def decided(label: str) -> Tensor | Gates | int:
     return call.mixture[label]
 
 
+def in_call() -> bool:
+    """Whether a supernet is being called."""
+    return _current.call is not None
+
+
 def once_a_call(key: object, compute: Callable[[], T]) -> T:
     """What `compute` gives, computed once per supernet call for all who ask with an equal key."""
     call = _current.call
