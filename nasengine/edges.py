@@ -11,14 +11,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, NamedTuple, cast
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple, TypeGuard, cast
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
 from nasengine.launch import Shape
-from nasengine.mixing import Separable, Statistics, unnormed
+from nasengine.mixing import Separable, Statistics, WeighsImages, unnormed
 from nasengine.separable import Norm, Pair, is_fast, normalized, plain_separable
 from nasengine.supernet import MixedOp, Zero, decided
 
@@ -50,15 +50,18 @@ class Term(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """Slots of the weights of the options and of the total before, and the terms."""
+    """Slots of the weights and of the total before, and the terms; weights are of options, or of images of one term."""
 
     weights: int
     total: int
     terms: tuple[Term, ...]
+    by_image: bool
 
 
 class Plan(NamedTuple):
     """How modules are computed together. Tensors have slots: x, weights, totals, the modules' own, and five an other.
+
+    It keeps none of the modules alive: what is known of a network goes with it.
 
     Attributes:
         modules, training: for which it holds, with the options of mixtures, and whether `norms` were in training.
@@ -70,12 +73,12 @@ class Plan(NamedTuple):
         images: the slots of images.
     """
 
-    modules: tuple[nn.Module, ...]
+    modules: tuple[ref[nn.Module], ...]
     norms: list[nn.BatchNorm2d]
     training: list[bool]
     counted: list[tuple[nn.BatchNorm2d, int]]
     own: list[tuple[dict[str, Any], str]]
-    others: list[nn.Module]
+    others: list[ref[nn.Module]]
     edges: tuple[Edge, ...] = ()
     terms: tuple[Term, ...] = ()
     images: frozenset[int] = frozenset()
@@ -102,16 +105,16 @@ def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[
 
 def added(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[Tensor]:
     """totals[i] + modules[i](x) of all modules; None for zeros. Soft mixtures may be among the modules."""
-    weights = [_weights(module) for module in modules] if is_fast(x) and torch.is_grad_enabled() else [None]
-    if all(weight is not None for weight in weights):
+    if is_fast(x) and torch.is_grad_enabled() and all(map(_is_sum, modules)):
         plan, statistics, eps = _plan_of(modules), Statistics(), list[float]()
-        tensors = [x, *weights, *totals, *(holder[key] for holder, key in plan.own)]
+        tensors = [x, *(None for _ in modules), *totals, *(holder[key] for holder, key in plan.own)]
         for option in plan.others:
-            term = unnormed(option, x, statistics)
+            term = unnormed(cast(nn.Module, option()), x, statistics)
             norm = term.norm()
             tensors += (term.values, *((None,) * 4 if norm is None else norm[:4]))
             eps.append(0.0 if norm is None else norm.eps)
         if all(edge.terms for edge in plan.edges) and _ordinary(tensors):
+            tensors[1 : 1 + len(modules)] = [_weights(module, x) for module in modules]
             return _together(plan, tuple(eps), tensors, statistics)
     outputs = [module(x) for module in modules]
     return [each if total is None else total + each for each, total in zip(outputs, totals, strict=True)]
@@ -129,12 +132,34 @@ def _together(plan: Plan, eps: tuple[float, ...], tensors: list[Tensor | None], 
     return list(found[:count])
 
 
-def _weights(module: nn.Module) -> Tensor | None:
-    """Those of a soft mixture; one for a module itself; None for what is no sum of options."""
+def _is_sum(module: nn.Module) -> bool:
+    """Whether it is a soft mixture, whose weights are as those of any pass, or no mixture."""
     if not isinstance(module, MixedOp):
-        return one()
+        return True
     weights = decided(module.choice.label)
-    return weights.contiguous() if isinstance(weights, Tensor) else None
+    return isinstance(weights, Tensor) and _ordinary([weights])
+
+
+def _weights(module: nn.Module, x: Tensor) -> Tensor:
+    """Those of the options of a soft mixture, or those of the images; one for any other module."""
+    if isinstance(module, MixedOp):
+        return cast(Tensor, decided(module.choice.label)).contiguous()
+    if not _weighs_images(module):
+        return one()
+    weights = cast(WeighsImages, module[1]).weights(x)
+    return torch.ones(len(x)) if weights is None else weights
+
+
+def _weighs_images(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it is a module followed by one that weighs its images."""
+    return isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], WeighsImages)
+
+
+def _options(module: nn.Module) -> list[tuple[int, nn.Module]]:
+    """The options of a mixture that are no zeros, with their numbers; of another module what computes its values."""
+    if isinstance(module, MixedOp):
+        return [(place, option) for place, option in enumerate(module.options) if not isinstance(option, Zero)]
+    return [(0, module[0] if _weighs_images(module) else module)]
 
 
 @cache
@@ -154,7 +179,7 @@ def _plan_of(modules: Sequence[nn.Module]) -> Plan:
     """The plan for these modules; made once."""
     known, parts = _plans.setdefault(modules[0], []), _parts(modules)
     for plan in known:
-        same = len(plan.modules) == len(parts) and all(map(operator.is_, plan.modules, parts))
+        same = len(plan.modules) == len(parts) and all(map(operator.is_, (one() for one in plan.modules), parts))
         if same and [norm.training for norm in plan.norms] == plan.training:
             return plan
     known.append(_made_plan(modules))
@@ -163,15 +188,14 @@ def _plan_of(modules: Sequence[nn.Module]) -> Plan:
 
 def _parts(modules: Sequence[nn.Module]) -> tuple[nn.Module, ...]:
     """The modules, and the options of mixtures."""
-    return *modules, *(option for module in modules if isinstance(module, MixedOp) for option in module.options)
+    return *modules, *(option for module in modules for _, option in _options(module))
 
 
 def _made_plan(modules: Sequence[nn.Module]) -> Plan:
-    plan, edges, first = Plan(_parts(modules), [], [], [], [], []), [], 1 + 2 * len(modules)
+    plan, edges, first = Plan(tuple(map(ref, _parts(modules))), [], [], [], [], []), [], 1 + 2 * len(modules)
     for place, module in enumerate(modules):
-        options = enumerate(module.options) if isinstance(module, MixedOp) else [(0, module)]
-        terms = [_term(plan, first, number, option) for number, option in options if not isinstance(option, Zero)]
-        edges.append(Edge(1 + place, 1 + len(modules) + place, tuple(terms)))
+        terms = [_term(plan, first, number, option) for number, option in _options(module)]
+        edges.append(Edge(1 + place, 1 + len(modules) + place, tuple(terms), _weighs_images(module)))
     start = first + len(plan.own)
     placed = [edge._replace(terms=tuple(_placed(term, start) for term in edge.terms)) for edge in edges]
     terms = [term for edge in placed for term in edge.terms]
@@ -186,9 +210,9 @@ def _term(plan: Plan, first: int, number: int, option: nn.Module) -> Term:
         return Term(number, _halves(plan, first, option))
     if isinstance(option, nn.Identity):
         return Term(number, (), values=0)
-    places = [place for place, other in enumerate(plan.others) if other is option]
+    places = [place for place, other in enumerate(plan.others) if other() is option]
     if not places:
-        plan.others.append(option)
+        plan.others.append(ref(option))
     return Term(number, (), other=places[0] if places else len(plan.others) - 1)
 
 
@@ -234,7 +258,8 @@ def plain_added(edges: Sequence[Edge], eps: Sequence[float], tensors: Tensors) -
     for edge in edges:
         weights, total = cast(Tensor, tensors[edge.weights]), tensors[edge.total]
         for term in edge.terms:
-            product = weights[term.option] * _plain_term(term, eps, tensors)
+            weight = weights[:, None, None, None] if edge.by_image else weights[term.option]
+            product = weight * _plain_term(term, eps, tensors)
             total = product if total is None else total + product
         found.append(cast(Tensor, total))
     return found
