@@ -73,14 +73,14 @@ class _Held:
         return bits(half.eps), mean, var, self.at[half.gamma], self.at[half.beta]
 
     def row(self, edge: Edge, term: Term, eps: Sequence[float], results: Sequence[Result]) -> tuple[int, ...]:
-        """What a kernel reads of a term: values, weight, mean, variance, learned scale and shift, and eps."""
-        weight = self.at[edge.weights] + 4 * term.option
+        """What a kernel reads of a term: values, weight and its step, mean, variance, learned scale and shift, eps."""
+        weights = self.at[edge.weights] + 4 * term.option, 4 * edge.by_image
         if term.halves:
             values, moments = results[-1]
             eps_bits, *norm = self.norm(term.halves[-1], moments)
-            return values.data_ptr(), weight, *norm, eps_bits
+            return values.data_ptr(), *weights, *norm, eps_bits
         norm = [self.at[slot] for slot in term.norm]
-        return self.at[term.values], weight, *norm, bits(eps[term.other]) if term.other >= 0 else 0
+        return self.at[term.values], *weights, *norm, bits(eps[term.other]) if term.other >= 0 else 0
 
     def weights(self, half: Half) -> tuple[int, int]:
         """Of the depthwise and of the 1x1 convolution."""
@@ -110,15 +110,16 @@ def _total(edge: Edge, held: _Held, eps: Sequence[float], results: Sequence[list
     """The sum of all terms of an edge, and of the total before."""
     rows = [held.row(edge, term, eps, found) for term, found in zip(edge.terms, results, strict=True)]
     if held.tensors[edge.total] is not None:
-        rows.insert(0, (held.at[edge.total], one().data_ptr(), 0, 0, 0, 0, 0))
+        rows.insert(0, (held.at[edge.total], one().data_ptr(), 0, 0, 0, 0, 0, 0))
     first = results[0][-1][0] if results[0] else cast(Tensor, held.tensors[edge.terms[0].values])
     total = torch.empty_like(first)
     run_terms("mixing_forward", total, total.data_ptr(), [row + (0,) * 8 for row in rows])
     return total
 
 
-_Back = tuple[int, int, int, int]
-"""Addresses of the gradient of what a half gives, of its mean and variance, and of a scale for the first or 0."""
+_Back = tuple[int, int, int, int, int]
+"""Addresses of the gradient of what a half gives, of its mean and variance, and for the first of a scale and of weights
+of images, or 0."""
 
 
 class _Gradients:
@@ -156,6 +157,7 @@ class _Gradients:
     ) -> list[_Back | None]:
         """Those of the weights, and of the values of others; what halves get is not written but told."""
         weights = self._at(edge.weights)
+        of_images = self.held.at[edge.weights] if edge.by_image else 0
         if weights:
             cast(Tensor, self.found[edge.weights]).zero_()
         rows, backs = list[tuple[int, ...]](), list[_Back | None]()
@@ -166,7 +168,7 @@ class _Gradients:
                 last, channels = term.halves[-1], grad.shape[1]
                 scale, mean, var = self._vectors(3, channels)
                 moments = (mean, var) if last.mean < 0 else (0, 0)
-                backs.append((grad.data_ptr(), *moments, scale))
+                backs.append((grad.data_ptr(), *moments, scale, of_images))
                 rows.append((*row, 0, weight, *moments, self._at(last.gamma), self._at(last.beta), scale, 0))
             else:
                 onto = term.values in self.begun
@@ -189,7 +191,7 @@ class _Gradients:
                 mean, var = self._vectors(2, values.shape[1])
         found = (grad, mean, var, self._at(before.gamma), self._at(before.beta))
         self._run(values, self.held.norm(before, moments), [(half, results[1], cast(_Back, back))], found)
-        return (grad, mean, var, 0) if through else None
+        return (grad, mean, var, 0, 0) if through else None
 
     def _first(self, firsts: Sequence[tuple[Half, Result, _Back]]) -> None:
         """Through all first halves to x."""
@@ -206,10 +208,10 @@ class _Gradients:
         onto: bool = False,
     ) -> None:
         rows, any_weights = [], False
-        for half, (values, moments), (grad, grad_mean, grad_var, scale) in pairs:
+        for half, (values, moments), (grad, grad_mean, grad_var, *factors) in pairs:
             mean, weights = moments.data_ptr(), (self._at(half.depthwise), self._at(half.pointwise))
             given = (values.data_ptr(), mean, mean + 2 * moments.numel(), grad, grad_mean, grad_var)
-            rows.append((*self.held.weights(half), *given, *weights, scale))
+            rows.append((*self.held.weights(half), *given, *weights, *factors))
             any_weights = any_weights or any(weights)
         if any_weights or any(found):
             run_pairs(True, x, norm, tuple(half.shape for half, _, _ in pairs), rows, found, onto)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nasengine.launch import Shape
 from nasengine.mixing import Half as Parts
-from nasengine.mixing import Separable, Statistics, is_hooked, unnormed
+from nasengine.mixing import Separable, Statistics, WeighsImages, is_hooked, unnormed
 from nasengine.separable import Norm, Pair, is_fast, normalized, plain_separable
 from nasengine.supernet import MixedOp, Shared, Zero, decided, in_call
 
@@ -52,15 +52,18 @@ class Term(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """Slots of the weights of the options and of the total before, and the terms."""
+    """Slots of the weights and of the total before, and the terms; weights are of options, or of images of one term."""
 
     weights: int
     total: int
     terms: tuple[Term, ...]
+    by_image: bool
 
 
 class Plan(NamedTuple):
     """How modules are computed together. Tensors have slots: x, weights, totals, the modules' own, and five an other.
+
+    It keeps none of the modules alive: what is known of a network goes with it.
 
     Attributes:
         modules, inside: for which it holds: the modules, the options of mixtures, and what halves consist of. Weak
@@ -139,6 +142,10 @@ def together(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[T
         eps.append(0.0 if norm is None else norm.eps)
     if not _agree(plan, tensors):
         return None
+    for edge, module in zip(plan.edges, modules, strict=True):
+        if weighs_images(module):  # drawn at last: a module that runs itself draws its own
+            drawn = cast(WeighsImages, module[1]).weights(x)
+            tensors[edge.weights] = torch.ones(len(x)) if drawn is None else drawn
     if not _ordinary(tensors):
         return _one_by_one(plan, modules, tuple(eps), tensors, statistics)
     return _together(plan, tuple(eps), tensors, statistics)
@@ -165,8 +172,9 @@ def _one_by_one(
     for edge, module in zip(plan.edges, modules, strict=True):
         weights, total = cast(Tensor, tensors[edge.weights]), tensors[edge.total]
         for term in edge.terms:
-            option = module.options[term.option] if _is_mixture(module) else module
-            product = weights[term.option] * (option(x) if term.other < 0 else _plain_term(term, eps, tensors))
+            option = module.options[term.option] if _is_mixture(module) else _inner(module)
+            values = option(x) if term.other < 0 else _plain_term(term, eps, tensors)
+            product = _weight(edge, term, weights) * values
             total = product if total is None else total + product
         found.append(cast(Tensor, total))
     return found
@@ -175,6 +183,17 @@ def _one_by_one(
 def _is_mixture(module: nn.Module) -> TypeGuard[MixedOp]:
     """Whether it is a sum of its options; a subclass may give something else."""
     return isinstance(module, MixedOp) and type(module).forward is MixedOp.forward
+
+
+def weighs_images(module: nn.Module) -> TypeGuard[nn.Sequential]:
+    """Whether it is a module followed by one that weighs its images."""
+    plain = type(module) is nn.Sequential and len(module) == 2
+    return plain and isinstance(cast(nn.Sequential, module)[1], WeighsImages)
+
+
+def _inner(module: nn.Module) -> nn.Module:
+    """The module whose images are weighed, or the module itself."""
+    return module[0] if weighs_images(module) else module
 
 
 def _weights(module: nn.Module) -> Tensor | None:
@@ -246,8 +265,10 @@ def _plan_of(modules: Sequence[nn.Module]) -> Plan | None:
 
 
 def _options(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    """Those of mixtures."""
-    return [option for module in modules if _is_mixture(module) for option in module.options]
+    """Those of mixtures, and the two parts of what weighs images."""
+    pairs = [module for module in modules if weighs_images(module)]
+    mixtures = [module for module in modules if _is_mixture(module)]
+    return [*(option for module in mixtures for option in module.options), *(part for pair in pairs for part in pair)]
 
 
 def _inside(modules: Sequence[nn.Module], options: Sequence[nn.Module]) -> list[nn.Module]:
@@ -266,11 +287,11 @@ def _made_plan(modules: Sequence[nn.Module]) -> Plan | None:
     plan = Plan(held, _inside(modules, _options(modules)), in_call(), [], [], [], [], [], set(), [])
     edges, first = [], 1 + 2 * len(modules)
     for place, module in enumerate(modules):
-        options = enumerate(module.options) if _is_mixture(module) else [(0, module)]
+        options = enumerate(module.options) if _is_mixture(module) else [(0, _inner(module))]
         terms = [_term(plan, first, number, option) for number, option in options if not isinstance(option, Zero)]
-        if not terms or (isinstance(module, Separable) and not terms[0].halves):
+        if not terms or (isinstance(_inner(module), Separable) and not terms[0].halves):
             return None
-        edges.append(Edge(1 + place, 1 + len(modules) + place, tuple(terms)))
+        edges.append(Edge(1 + place, 1 + len(modules) + place, tuple(terms), weighs_images(module)))
     start = first + len(plan.own)
     placed = [edge._replace(terms=tuple(_placed(term, start) for term in edge.terms)) for edge in edges]
     terms = [term for edge in placed for term in edge.terms]
@@ -337,10 +358,14 @@ def plain_added(edges: Sequence[Edge], eps: Sequence[float], tensors: Tensors) -
     for edge in edges:
         weights, total = cast(Tensor, tensors[edge.weights]), tensors[edge.total]
         for term in edge.terms:
-            product = weights[term.option] * _plain_term(term, eps, tensors)
+            product = _weight(edge, term, weights) * _plain_term(term, eps, tensors)
             total = product if total is None else total + product
         found.append(cast(Tensor, total))
     return found
+
+
+def _weight(edge: Edge, term: Term, weights: Tensor) -> Tensor:
+    return weights[:, None, None, None] if edge.by_image else weights[term.option]
 
 
 def _plain_term(term: Term, eps: Sequence[float], tensors: Tensors) -> Tensor:

@@ -100,8 +100,8 @@ def run_pairs(
 
     Args:
         x: (B, C, H, W) in channels-last.
-        rows: of each pair eleven addresses, 0 for none: the weights of the depthwise and of the 1x1 convolution; y, its
-            mean and variance; their gradients; those of the weights; and a factor for the gradient of y.
+        rows: of each pair twelve addresses, 0 for none: the weights of the depthwise and of the 1x1 convolution; y, its
+            mean and variance; their gradients; those of the weights; factors (C2,) and (B,) for the gradient of y.
         found: addresses for the gradients of x, and of the four tensors of its norm.
         onto: whether the gradient of x is added to what is there.
     """
@@ -123,14 +123,15 @@ def run_terms(kernel: str, like: Tensor, total: int, rows: Sequence[Sequence[int
     Args:
         like: of the shape of all values, (N, C, H, W) in channels-last.
         total: address of the sum, or of its gradient.
-        rows: of each term the fifteen entries that `nasengine.kernels.mixing` names.
+        rows: of each term the sixteen entries that `nasengine.kernels.mixing` names.
     """
     row, channels, count = _bytes(like.shape[1]), like.shape[1], len(rows)
     pixels = like.numel() // channels
     chunks = min(_CHUNKS, pixels // 64 + 1)
-    threads, partial = min(torch.get_num_threads(), chunks), chunks * row * (count + 1)
-    base = workspace(partial + threads * row * (2 * count + 1))
-    table = [0, 0, 0, chunks, pixels, channels, count, total, base, base + partial]
+    threads, partial = min(torch.get_num_threads(), chunks), chunks * row * 2 * count
+    base = workspace(partial + threads * row * (6 * count + 2))
+    image = like.shape[2] * like.shape[3] if any(each[2] for each in rows) else 0
+    table = [0, 0, 0, chunks, pixels, channels, count, total, base, base + partial, image]
     for each in rows:
         table += each
     run(kernel, table, threads)

@@ -58,6 +58,14 @@ class Separable(abc.ABC):
         """In their order; none if it is something else, so that its forward must run."""
 
 
+class WeighsImages(abc.ABC):
+    """A module that multiplies every image of a batch by a number."""
+
+    @abc.abstractmethod
+    def weights(self, x: Tensor) -> Tensor | None:
+        """The numbers (B,) for a batch (B, C, H, W); None for ones."""
+
+
 class EndsInNorm(abc.ABC):
     """A module that can leave its last batch norm to others."""
 
@@ -164,7 +172,7 @@ class _Moments(torch.autograd.Function):
     def forward(ctx: Any, values: Tensor) -> tuple[Tensor, Tensor]:
         mean, var = torch.empty((2, values.shape[1])).unbind()
         given = dense(values)
-        run_terms("moments", given, 0, [(given.data_ptr(), 0, mean.data_ptr(), var.data_ptr(), *(0,) * 11)])
+        run_terms("moments", given, 0, [(given.data_ptr(), 0, 0, mean.data_ptr(), var.data_ptr(), *(0,) * 11)])
         ctx.save_for_backward(values, mean)
         return mean, var
 
@@ -180,6 +188,6 @@ class _Moments(torch.autograd.Function):
         held = [torch.full((1,), len(mean) / values.numel()), mean, 2 * grad_var, grad_mean.contiguous()]
         share, at, slope, shift = (tensor.data_ptr() for tensor in held)
         run_terms(
-            "mixing_forward", given, found.data_ptr(), [(given.data_ptr(), share, at, 0, slope, shift, *(0,) * 9)]
+            "mixing_forward", given, found.data_ptr(), [(given.data_ptr(), share, 0, at, 0, slope, shift, *(0,) * 9)]
         )
         return found

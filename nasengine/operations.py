@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nasengine.depthwise import depthwise
 from nasengine.edges import together
-from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed, is_hooked
+from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed, WeighsImages, is_hooked
 from nasengine.separable import Pair, is_fast, separable
 from nasengine.subnets import judging
 from nasengine.supernet import Shared, Zero
@@ -122,7 +122,7 @@ class PointwiseConv(nn.Conv2d):
         return pointwise(x, self.weight, self.bias)
 
 
-class DropPath(nn.Module):
+class DropPath(nn.Module, WeighsImages):
     """Drops the path of random samples in training and scales others (arXiv:1605.07648); `probability` set outside."""
 
     def __init__(self) -> None:
@@ -130,11 +130,15 @@ class DropPath(nn.Module):
         self.probability = 0.0
 
     def forward(self, x: Tensor) -> Tensor:
+        weights = self.weights(x)
+        return x if weights is None else x * weights.view(-1, *[1] * (x.dim() - 1))
+
+    def weights(self, x: Tensor) -> Tensor | None:
+        """Zeros and the inverse of the share that is kept."""
         if not self.training or self.probability == 0.0:
-            return x
+            return None
         keep = 1.0 - self.probability
-        kept = torch.empty(x.shape[0], *[1] * (x.dim() - 1), dtype=x.dtype, device=x.device).bernoulli_(keep)
-        return x * (kept / keep)
+        return torch.empty(x.shape[0], dtype=x.dtype, device=x.device).bernoulli_(keep) / keep
 
 
 class ReluConvNorm(nn.Sequential, Separable):

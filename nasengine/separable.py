@@ -222,6 +222,7 @@ class _Separables(torch.autograd.Function):
                 *given[3 * i : 3 * i + 3],
                 *to[5 + 2 * i : 7 + 2 * i],
                 0,
+                0,
             )
             for i in range(len(ctx.geometry))
         ]
@@ -244,7 +245,7 @@ def halves(
         y, moments = torch.empty(size, memory_format=torch.channels_last), torch.empty((2, channels))
         results.append((y, moments))
         mean = moments.data_ptr()
-        rows.append((*weights[2 * place : 2 * place + 2], y.data_ptr(), mean, mean + 4 * channels, *(0,) * 6))
+        rows.append((*weights[2 * place : 2 * place + 2], y.data_ptr(), mean, mean + 4 * channels, *(0,) * 7))
     run_pairs(False, x, norm, shapes, rows)
     return results
 

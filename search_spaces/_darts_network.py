@@ -147,7 +147,7 @@ class DerivedCell(nn.Module):
     def __init__(self, inputs: list[list[tuple[int, str]]], plan: CellPlan) -> None:
         super().__init__()
         self.preprocess = _Preprocess(plan, affine=True)
-        self.sources = [[source for source, _ in pairs] for pairs in inputs]
+        self.last = len(inputs) + 1
         self.edges = nn.ModuleDict()
         for node, pairs in enumerate(inputs, start=2):
             for source, operation in pairs:
@@ -157,10 +157,7 @@ class DerivedCell(nn.Module):
                 self.edges[f"{source}-{node}"] = module if identity else nn.Sequential(module, DropPath())
 
     def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
-        states = self.preprocess(before_last, last)
-        for node, sources in enumerate(self.sources, start=2):
-            terms = [self.edges[f"{source}-{node}"](states[source]) for source in sources]
-            states.append(sum(terms[1:], start=terms[0]))
+        states = states_of(self.preprocess(before_last, last), self.edges, self.last)
         return torch.cat(states[2:], dim=1)
 
 

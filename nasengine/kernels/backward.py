@@ -32,6 +32,7 @@ from nasengine.kernels.table import (
     GRAD_SCALE,
     GRAD_U,
     GRAD_VAR,
+    GRAD_WEIGHTS,
     GRAD_X,
     GRAD_Y,
     HEIGHT,
@@ -223,6 +224,7 @@ def _backward_image(table: int, index: int, image: int, sums: int, scratch: int)
     height, columns, step = halved(entry(table, HEIGHT), stride), halved(entry(table, WIDTH), stride), outputs * 4
     factors, u_row = factors_at(pair, scratch, channels), entry(table, WIDTH) + 2 * reach(pair)
     by_weights, own = entry(pair, GRAD_DEPTHWISE) or entry(pair, GRAD_POINTWISE), sums + entry(pair, AT_SUMS)
+    by = optional(entry(pair, GRAD_WEIGHTS), image, 1.0)
     clear(scratch + entry(table, AT_U), ((band - 1) * stride + 2 * reach(pair) + 1) * u_row * BYTES)
     for first in range(0, height, band):
         last = min(height, first + band)
@@ -231,7 +233,7 @@ def _backward_image(table: int, index: int, image: int, sums: int, scratch: int)
             at, g = start + block * BYTES, scratch + entry(table, AT_G) + block * pixels * BYTES
             a, lanes = factors + block * BYTES, min(LANES, outputs - block * LANES)
             y, grad = entry(pair, Y) + at if entry(pair, GRAD_VAR) else 0, entry(pair, GRAD_Y) + at
-            output_gradient(y, grad, step, pixels, lanes, a, blocks(outputs) * BYTES, g)
+            output_gradient(y, grad, step, pixels, lanes, a, blocks(outputs) * BYTES, by, g)
         for block in range(blocks(channels)):
             if (entry(pair, GRAD_DEPTHWISE) or entry(table, GRAD_U)) and block % 2 == 0:
                 _spread_band(table, pair, first, last, block, min(2, blocks(channels) - block), scratch)

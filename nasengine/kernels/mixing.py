@@ -17,7 +17,7 @@ from numba import types
 from nasengine.kernels.norms import inverse_deviation, optional, put, put_onto
 from nasengine.kernels.table import blocks, entry
 from nasengine.kernels.tiles import apart, clear, inlined, moments, read, write
-from nasengine.kernels.vectors import BYTES, LANES, add, claim, fma, load, multiply, number, store, subtract
+from nasengine.kernels.vectors import BYTES, LANES, add, claim, filled, fma, load, multiply, number, store, subtract
 
 NEXT: Final = 0
 """Counters that threads share: of chunks begun, of threads, of chunks that are done."""
@@ -30,27 +30,32 @@ TERMS: Final = 6
 SUM: Final = 7
 PARTIAL: Final = 8
 SCRATCH: Final = 9
-"""Of every thread: the mean and the scale of each block of channels of each term, then the shifts of the sum."""
-HEADER: Final = 10
+"""Of every thread: of each term the mean, scale and shift of each block of channels; the mean and scale of each with
+its weight, and the shifts of the sum; and the sums of a part of a chunk."""
+IMAGE: Final = 10
+"""Pixels of an image where some term has a weight for each image, else 0."""
+HEADER: Final = 11
 
 VALUE: Final = 0
 WEIGHT: Final = 1
-MEAN: Final = 2
-VAR: Final = 3
-GAMMA: Final = 4
-BETA: Final = 5
-EPS: Final = 6
-GRAD_VALUE: Final = 7
-GRAD_WEIGHT: Final = 8
-GRAD_MEAN: Final = 9
-GRAD_VAR: Final = 10
-GRAD_GAMMA: Final = 11
-GRAD_BETA: Final = 12
-SCALE: Final = 13
-"""For what the values are multiplied by: their gradient is that of the sum times it."""
-ONTO: Final = 14
+WEIGHT_STEP: Final = 2
+"""Bytes from the weight for an image to that for the next; 0 where all have one."""
+MEAN: Final = 3
+VAR: Final = 4
+GAMMA: Final = 5
+BETA: Final = 6
+EPS: Final = 7
+GRAD_VALUE: Final = 8
+GRAD_WEIGHT: Final = 9
+GRAD_MEAN: Final = 10
+GRAD_VAR: Final = 11
+GRAD_GAMMA: Final = 12
+GRAD_BETA: Final = 13
+SCALE: Final = 14
+"""For what the values are multiplied by, but for weights of images: their gradient is that of the sum times it."""
+ONTO: Final = 15
 """Whether something is at the gradients of the values and of their norm already, to be added to."""
-TERM: Final = 15
+TERM: Final = 16
 
 _BAND: Final = 128  # pixels that stay in the cache while they are read twice
 
@@ -62,28 +67,71 @@ def _term(table: int, term: int) -> int:
 
 @inlined
 def _row(table: int) -> int:
-    """Bytes from the factors of a term to those of the next."""
-    return 2 * BYTES * blocks(entry(table, CHANNELS))
+    """Bytes of a vector for each block of channels."""
+    return BYTES * blocks(entry(table, CHANNELS))
+
+
+@inlined
+def _weighed(table: int, scratch: int) -> int:
+    """Where the means and scales with weights are."""
+    return scratch + 3 * _row(table) * entry(table, TERMS)
+
+
+@inlined
+def _part_sums(table: int, scratch: int) -> int:
+    return _weighed(table, scratch) + _row(table) * (2 * entry(table, TERMS) + 1)
 
 
 @apart
 def _begin(table: int) -> int:
-    """Prepares the factors of the thread that asks, and gives their address."""
+    """Prepares what the terms multiply by, in the memory of the thread that asks, and gives its address."""
     terms, channels, row = entry(table, TERMS), entry(table, CHANNELS), _row(table)
-    size = row * terms + BYTES * blocks(channels)
-    scratch = entry(table, SCRATCH) + claim(table + 8 * SLOT) * size
-    clear(scratch, size)
-    for channel in range(channels):
-        to, shift = scratch + channel // LANES * 2 * BYTES + channel % LANES * 4, 0.0
-        for index in range(terms):
-            term = _term(table, index)
-            weight, inverse = number(entry(term, WEIGHT)), inverse_deviation(entry(term, VAR), channel, _eps(term))
-            put(to, 0, optional(entry(term, MEAN), channel, 0.0))
-            put(to + BYTES, 0, weight * inverse * optional(entry(term, GAMMA), channel, 1.0))
-            shift += weight * optional(entry(term, BETA), channel, 0.0)
-            to += row
-        put(scratch + row * terms, channel, shift)
+    scratch = entry(table, SCRATCH) + claim(table + 8 * SLOT) * row * (6 * terms + 2)
+    clear(scratch, 3 * row * terms)
+    for index in range(terms):
+        term, to = _term(table, index), scratch + 3 * row * index
+        weight = 1.0 if entry(term, WEIGHT_STEP) else types.float64(number(entry(term, WEIGHT)))
+        for channel in range(channels):
+            inverse = inverse_deviation(entry(term, VAR), channel, _eps(term))
+            put(to, channel, optional(entry(term, MEAN), channel, 0.0))
+            put(to + row, channel, weight * inverse * optional(entry(term, GAMMA), channel, 1.0))
+            put(to + 2 * row, channel, weight * optional(entry(term, BETA), channel, 0.0))
     return scratch
+
+
+@inlined
+def _image_weight(term: int, image: int) -> Any:
+    """The weight of a term for an image; 1 where all have one, which is in its scale already."""
+    if entry(term, WEIGHT_STEP):
+        return number(entry(term, WEIGHT) + entry(term, WEIGHT_STEP) * image)
+    return types.float32(1.0)
+
+
+@apart
+def _weigh(table: int, scratch: int, image: int) -> int:
+    """The means and scales of all terms for an image, then the shifts of the sum."""
+    terms, row, to = entry(table, TERMS), _row(table), _weighed(table, scratch)
+    clear(to + 2 * row * terms, row)
+    for index in range(terms):
+        weight = filled(_image_weight(_term(table, index), image))
+        for at in range(0, row, BYTES):
+            given, shift = scratch + 3 * row * index + at, to + 2 * row * terms + at
+            store(to + 2 * row * index + 2 * at, load(given))
+            store(to + 2 * row * index + 2 * at + BYTES, multiply(weight, load(given + row)))
+            store(shift, fma(weight, load(given + 2 * row), load(shift)))
+    return to
+
+
+@inlined
+def _end(table: int, start: int, last: int) -> int:
+    """Where the part of a chunk ends that has one weight a term."""
+    image = entry(table, IMAGE)
+    return min(last, (start // image + 1) * image) if image else last
+
+
+@inlined
+def _image_of(table: int, pixel: int) -> int:
+    return pixel // entry(table, IMAGE) if entry(table, IMAGE) else 0
 
 
 @inlined
@@ -105,7 +153,7 @@ def _sum_tile(table: int, factors: int, shift: Any, at: int, step: int, lanes: i
         a5 = fma(scale, subtract(read(value + 5 * step, lanes), mean), a5)
         a6 = fma(scale, subtract(read(value + 6 * step, lanes), mean), a6)
         a7 = fma(scale, subtract(read(value + 7 * step, lanes), mean), a7)
-        factors += _row(table)
+        factors += 2 * _row(table)
     to = entry(table, SUM) + at
     write(to, a0, lanes)
     write(to + step, a1, lanes)
@@ -123,21 +171,29 @@ def _sum_pixel(table: int, factors: int, shift: Any, at: int, lanes: int) -> Non
     for term in range(entry(table, TERMS)):
         away = subtract(read(entry(_term(table, term), VALUE) + at, lanes), load(factors))
         total = fma(load(factors + BYTES), away, total)
-        factors += _row(table)
+        factors += 2 * _row(table)
     write(entry(table, SUM) + at, total, lanes)
 
 
 @apart
-def _forward_chunk(table: int, scratch: int, first: int, last: int) -> None:
+def _forward_part(table: int, factors: int, first: int, last: int) -> None:
     channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
     for block in range(blocks(channels)):
-        lanes, offset, factors = min(LANES, channels - LANES * block), BYTES * block, scratch + 2 * BYTES * block
-        shift = load(scratch + _row(table) * entry(table, TERMS) + offset)
+        lanes, offset = min(LANES, channels - LANES * block), BYTES * block
+        shift, own = load(factors + 2 * _row(table) * entry(table, TERMS) + offset), factors + 2 * offset
         tiled = first + (last - first) // 8 * 8
         for pixel in range(first, tiled, 8):
-            _sum_tile(table, factors, shift, pixel * step + offset, step, lanes)
+            _sum_tile(table, own, shift, pixel * step + offset, step, lanes)
         for pixel in range(tiled, last):
-            _sum_pixel(table, factors, shift, pixel * step + offset, lanes)
+            _sum_pixel(table, own, shift, pixel * step + offset, lanes)
+
+
+@apart
+def _forward_chunk(table: int, scratch: int, first: int, last: int) -> None:
+    while first < last:
+        end = _end(table, first, last)
+        _forward_part(table, _weigh(table, scratch, _image_of(table, first)), first, end)
+        first = end
 
 
 @inlined
@@ -206,22 +262,38 @@ def _gradient_pixel(table: int, factors: int, sums: int, at: int, lanes: int) ->
 
 
 @apart
-def _backward_chunk(table: int, scratch: int, sums: int, first: int, last: int) -> None:
+def _backward_part(table: int, factors: int, sums: int, first: int, last: int) -> None:
     channels, step = entry(table, CHANNELS), 4 * entry(table, CHANNELS)
-    clear(sums, BYTES * blocks(channels) * (entry(table, TERMS) + 1))
+    clear(sums, _row(table) * (entry(table, TERMS) + 1))
     for block in range(blocks(channels)):
-        lanes, offset, factors = min(LANES, channels - LANES * block), BYTES * block, scratch + 2 * BYTES * block
-        tiled = first + (last - first) // 8 * 8
+        lanes, offset = min(LANES, channels - LANES * block), BYTES * block
+        own, tiled = factors + 2 * offset, first + (last - first) // 8 * 8
         for pixel in range(first, tiled, 8):
-            _gradient_tile(table, factors, sums + offset, pixel * step + offset, step, lanes)
+            _gradient_tile(table, own, sums + offset, pixel * step + offset, step, lanes)
         for pixel in range(tiled, last):
-            _gradient_pixel(table, factors, sums + offset, pixel * step + offset, lanes)
+            _gradient_pixel(table, own, sums + offset, pixel * step + offset, lanes)
+
+
+@apart
+def _backward_chunk(table: int, scratch: int, sums: int, first: int, last: int) -> None:
+    """Of each term the sums of g * (value - mean) and of g, times its weights for images."""
+    terms, row, part = entry(table, TERMS), _row(table), _part_sums(table, scratch)
+    clear(sums, 2 * row * terms)
+    while first < last:
+        end, image = _end(table, first, last), _image_of(table, first)
+        _backward_part(table, _weigh(table, scratch, image), part, first, end)
+        for index in range(terms):
+            weight, to = filled(_image_weight(_term(table, index), image)), sums + 2 * row * index
+            for at in range(0, row, BYTES):
+                store(to + at, fma(weight, load(part + row * index + at), load(to + at)))
+                store(to + row + at, fma(weight, load(part + row * terms + at), load(to + row + at)))
+        first = end
 
 
 @apart
 def _finish_term(term: int, channels: int, sums: int, totals: int) -> None:
     """The gradients of all that the scale and shift of a term are made of."""
-    weight, of_weight = types.float64(number(entry(term, WEIGHT))), 0.0
+    weight, of_weight = 1.0 if entry(term, WEIGHT_STEP) else types.float64(number(entry(term, WEIGHT))), 0.0
     for channel in range(channels):
         by_x, total = optional(sums, channel, 0.0), optional(totals, channel, 0.0)
         inverse = inverse_deviation(entry(term, VAR), channel, _eps(term))
@@ -256,8 +328,8 @@ def run_mixing_forward(table: int) -> None:
 def run_mixing_backward(table: int) -> None:
     """Reads the gradient of SUM there, and writes those of the terms."""
     chunks, scratch, partial = entry(table, CHUNKS), _begin(table), entry(table, PARTIAL)
-    terms, row = entry(table, TERMS), BYTES * blocks(entry(table, CHANNELS))
-    size = row * (terms + 1)
+    terms, row = entry(table, TERMS), _row(table)
+    size = 2 * row * terms
     chunk = claim(table + 8 * NEXT)
     while chunk < chunks:
         _backward_chunk(table, scratch, partial + chunk * size, _first(table, chunk), _first(table, chunk + 1))
@@ -266,7 +338,12 @@ def run_mixing_backward(table: int) -> None:
                 for at in range(partial, partial + size, BYTES):
                     store(at, add(load(at), load(at + other * size)))
             for index in range(terms):
-                _finish_term(_term(table, index), entry(table, CHANNELS), partial + index * row, partial + terms * row)
+                _finish_term(
+                    _term(table, index),
+                    entry(table, CHANNELS),
+                    partial + 2 * index * row,
+                    partial + (2 * index + 1) * row,
+                )
         chunk = claim(table + 8 * NEXT)
 
 
@@ -285,7 +362,7 @@ def _chunk_moments(table: int, chunk: int) -> None:
 @apart
 def _finish_moments(table: int) -> None:
     """Mean and biased variance over all chunks, from those of each."""
-    chunks, pixels, size = entry(table, CHUNKS), entry(table, PIXELS), _row(table)
+    chunks, pixels, size = entry(table, CHUNKS), entry(table, PIXELS), 2 * _row(table)
     for channel in range(entry(table, CHANNELS)):
         first = entry(table, PARTIAL) + channel // LANES * 2 * BYTES + channel % LANES * 4
         mean, squares = 0.0, 0.0

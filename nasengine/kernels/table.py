@@ -71,15 +71,17 @@ Y: Final = 7
 MEAN: Final = 8
 VAR: Final = 9
 GRAD_Y: Final = 10
-"""The gradient of y is this, times GRAD_SCALE (C2,) unless that is 0, and what GRAD_MEAN and GRAD_VAR add."""
+"""The gradient of y is this, times GRAD_SCALE (C2,) and GRAD_WEIGHTS (images,) where they are not 0, and what GRAD_MEAN
+and GRAD_VAR add."""
 GRAD_MEAN: Final = 11
 GRAD_VAR: Final = 12
 GRAD_DEPTHWISE: Final = 13
 GRAD_POINTWISE: Final = 14
 GRAD_SCALE: Final = 15
-AT_SUMS: Final = 16
-AT_WEIGHTS: Final = 17
-PAIR: Final = 18
+GRAD_WEIGHTS: Final = 16
+AT_SUMS: Final = 17
+AT_WEIGHTS: Final = 18
+PAIR: Final = 19
 
 
 @intrinsic

@@ -348,12 +348,15 @@ def matrix_gradient_of_two(v: int, g: int, plane: int, pixels: int, sums: int, r
 
 
 @apart
-def output_gradient(y: int, grad: int, step: int, pixels: int, lanes: int, a: int, apart: int, g: int) -> None:
-    """g = scale * grad + a + b * (y - mean) of dense pixels, without the last where y is 0.
+def output_gradient(
+    y: int, grad: int, step: int, pixels: int, lanes: int, a: int, apart: int, by: float, g: int
+) -> None:
+    """g = by * scale * grad + a + b * (y - mean) of dense pixels, without the last where y is 0.
 
     The vectors a, b, mean and scale are `apart`.
     """
-    constant, slope, mean, scale = load(a), load(a + apart), load(a + 2 * apart), load(a + 3 * apart)
+    constant, slope, mean = load(a), load(a + apart), load(a + 2 * apart)
+    scale = multiply(filled(types.float32(by)), load(a + 3 * apart))
     for _ in range(pixels):
         value = constant
         if y:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,7 +15,7 @@ from torch import Tensor, nn
 
 from nasengine.config import resolve_space
 from nasengine.edges import added
-from nasengine.operations import OPERATIONS, FactorizedReduce, relu_conv_norm
+from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, relu_conv_norm
 from nasengine.seeding import generator
 from nasengine.separable import by_formula
 from nasengine.supernet import MixedOp, Shared, Supernet, _bound
@@ -218,6 +221,49 @@ def test_modules_alone(make: object, sides: tuple[int, int], training: bool) -> 
     assert max(map(apart, mine, theirs)) < 1e-4
     for one, other in zip(module.buffers(), plain.buffers(), strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.4])
+@pytest.mark.parametrize("sides", [(7, 5), (8, 8)])
+def test_dropped_paths(sides: tuple[int, int], probability: float) -> None:
+    names = ("sep_conv_3x3", "dil_conv_5x5", "avg_pool_3x3", "skip_connect")
+    modules = nn.ModuleList(nn.Sequential(OPERATIONS[name](6, 2, True, nn.ReLU()), DropPath()) for name in names)
+    for module in modules:
+        module[1].probability = probability  # type: ignore[index, union-attr, assignment]
+    for place, parameter in enumerate(modules.parameters()):
+        parameter.data.add_(torch.randn(parameter.shape, generator=generator(place)) / 4)
+    plain, x = copy.deepcopy(modules), images(0, 6, 6, *sides)
+    found = []
+    for each in (modules, plain):
+        with torch.random.fork_rng(), by_formula() if each is plain else nullcontext():
+            torch.manual_seed(3)
+            outputs = added(list(each), x, [None] * len(each))
+            grads = [images(80 + place, *output.shape).detach() for place, output in enumerate(outputs)]
+            found.append([*outputs, *torch.autograd.grad(outputs, [x, *each.parameters()], grads)])
+    assert max(map(apart, *found)) < 1e-4
+    if probability:
+        assert any(not output[image].any() for output in found[0][:4] for image in range(6))
+    x = images(0, 6, 6, *sides)
+    second = []
+    for each in (modules, plain):
+        with torch.random.fork_rng(), by_formula() if each is plain else nullcontext():
+            torch.manual_seed(3)
+            total = torch.stack([output.square().sum() for output in added(list(each), x, [None] * len(each))]).sum()
+            first = torch.autograd.grad(total, x, create_graph=True)[0]
+            second.append(torch.autograd.grad(first.square().sum(), x)[0])
+    assert apart(*second) < 1e-3
+
+
+def test_what_is_known_of_a_network_goes_with_it() -> None:
+    module = mixtures(6, 1)
+    kept = weakref.ref(module[0]), weakref.ref(module[0].options[2])  # type: ignore[index, union-attr, arg-type]
+    computed(list(module), images(0, 2, 6, 5, 5), [None, None], weights())
+    alone = nn.Sequential(FactorizedReduce(6, 6, True, nn.ReLU()), DropPath())
+    gone = weakref.ref(alone)
+    added([alone], images(0, 2, 6, 5, 5), [None])
+    del module, alone
+    gc.collect()
+    assert not any(each() for each in (*kept, gone))
 
 
 # Whole networks
