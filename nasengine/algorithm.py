@@ -158,7 +158,7 @@ def weight_optimizer(
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     """SGD, or AdamW with the momentum as its first beta; in one call for all parameters where PyTorch has that."""
-    fused = all(p.device.type in ("cpu", "cuda") and p.dtype in (torch.float32, torch.float64) for p in parameters)
+    fused = all(map(_can_be_fused, parameters))
     if name == "adamw":
         return torch.optim.AdamW(parameters, rate, (momentum, 0.999), weight_decay=weight_decay, fused=fused)
     optimizer = torch.optim.SGD(
@@ -168,6 +168,12 @@ def weight_optimizer(
         for parameter in parameters:
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
+
+
+def _can_be_fused(parameter: Tensor) -> bool:
+    """Whether its numbers lie together: fused optimisers read buffers and gradients in their order."""
+    known = parameter.device.type in ("cpu", "cuda") and parameter.dtype in (torch.float32, torch.float64)
+    return known and (parameter.is_contiguous() or torch.empty_like(parameter).stride() == parameter.stride())
 
 
 def descend(

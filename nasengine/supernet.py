@@ -101,12 +101,6 @@ def once_a_call(key: object, compute: Callable[[], T]) -> T:
     return known
 
 
-def known(key: object) -> Any | None:
-    """What `once_a_call` has computed for this key; None where there is nothing, or no call."""
-    call = _current.call
-    return None if call is None else call.known.get(key)
-
-
 class Decision(nn.Module, abc.ABC):
     """A module whose work depends on choices; all that the supernet knows of the author's network.
 
