@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from nasengine.edges import Edge, Half, Plan, Tensors, Term, one, plain_added
+from nasengine.edges import Edge, HalfSlots, Plan, Tensors, Term, one, plain_added
 from nasengine.launch import NO_NORM, bits, run_pairs, run_terms
 from nasengine.launch import Norm as NormTable
 from nasengine.separable import dense, fresh, graph_of_gradients, halves
@@ -66,7 +66,7 @@ class _Held:
         self.at = [0 if tensor is None else tensor.data_ptr() for tensor in self.tensors]
         self.at.append(0)
 
-    def norm(self, half: Half, moments: Tensor) -> NormTable:
+    def norm(self, half: HalfSlots, moments: Tensor) -> NormTable:
         """That behind a half, with its running moments or with those of what the half gave."""
         mean = moments.data_ptr() if half.mean < 0 else self.at[half.mean]
         var = mean + 2 * moments.numel() if half.mean < 0 else self.at[half.var]
@@ -82,7 +82,7 @@ class _Held:
         norm = [self.at[slot] for slot in term.norm]
         return self.at[term.values], *weights, *norm, bits(eps[term.other]) if term.other >= 0 else 0
 
-    def weights(self, half: Half) -> tuple[int, int]:
+    def weights(self, half: HalfSlots) -> tuple[int, int]:
         """Of the depthwise and of the 1x1 convolution."""
         return self.at[half.depthwise], self.at[half.pointwise]
 
@@ -123,7 +123,13 @@ of images, or 0."""
 
 
 class _Gradients:
-    """The gradients of all tensors, from the totals back to x."""
+    """The gradients of all tensors, from the totals back to x.
+
+    Attributes:
+        needed: by slot; the last is for slot -1.
+        found: by slot.
+        begun: slots whose gradients hold something already, to which more is added.
+    """
 
     def __init__(self, held: _Held, needed: Sequence[bool]) -> None:
         self.held = held
@@ -136,7 +142,7 @@ class _Gradients:
         self, plan: Plan, eps: Sequence[float], results: Sequence[list[Result]], grads: Tensors
     ) -> list[Tensor | None]:
         """All of them, given those of the totals."""
-        firsts: list[tuple[Half, Result, _Back]] = []
+        firsts: list[tuple[HalfSlots, Result, _Back]] = []
         for edge, found, grad in zip(plan.edges, _by_edge(plan, results), grads, strict=False):
             if grad is None:
                 continue
@@ -179,7 +185,7 @@ class _Gradients:
         run_terms("mixing_backward", grad, grad.data_ptr(), rows)
         return backs
 
-    def _second(self, halves: tuple[Half, ...], results: list[Result], back: _Back | None) -> _Back | None:
+    def _second(self, halves: tuple[HalfSlots, ...], results: list[Result], back: _Back | None) -> _Back | None:
         """Through the second half to what the first one gave; None if nothing is needed there."""
         (before, half), (values, moments) = halves, results[0]
         through = self.needed[0] or self.needed[before.depthwise] or self.needed[before.pointwise]
@@ -193,7 +199,7 @@ class _Gradients:
         self._run(values, self.held.norm(before, moments), [(half, results[1], cast(_Back, back))], found)
         return (grad, mean, var, 0, 0) if through else None
 
-    def _first(self, firsts: Sequence[tuple[Half, Result, _Back]]) -> None:
+    def _first(self, firsts: Sequence[tuple[HalfSlots, Result, _Back]]) -> None:
         """Through all first halves to x."""
         if firsts:
             onto, x = 0 in self.begun, cast(Tensor, self.held.tensors[0])
@@ -203,7 +209,7 @@ class _Gradients:
         self,
         x: Tensor,
         norm: NormTable,
-        pairs: Sequence[tuple[Half, Result, _Back]],
+        pairs: Sequence[tuple[HalfSlots, Result, _Back]],
         found: NormTable,
         onto: bool = False,
     ) -> None:

@@ -4,6 +4,10 @@ An edge gives sum_k w_k * norm_k(z_k), with z_k what operation k gives before it
 sum_k s_k * (z_k - mean_k) + d  with  s_k = w_k * gamma_k / sqrt(var_k + eps)  and  d = sum_k w_k * beta_k. So a mixture
 (arXiv:1806.09055, eq. 2) is one pass over the values, and so is its backward: the gradient of z_k, which is s_k times
 that of the sum, is never written where z_k is a separable convolution, whose backward takes the factor.
+
+A `Plan`, made once for some modules, numbers all tensors that their sums need; a number is called a slot. With a list
+of tensors in that order `nasengine.adding` runs the kernels. `together` asks before whether the modules still are those
+of the plan, and whether the shapes go together; where not, the modules run by themselves. `plain_added` is the formula.
 """
 
 from __future__ import annotations
@@ -19,16 +23,15 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.launch import Shape
-from nasengine.mixing import Half as Parts
-from nasengine.mixing import Separable, Statistics, WeighsImages, is_hooked, unnormed
+from nasengine.mixing import Half, Separable, Statistics, WeighsImages, is_hooked, unnormed
 from nasengine.separable import Norm, Pair, is_fast, normalized, plain_separable
 from nasengine.supernet import MixedOp, Shared, Zero, decided, in_call
 
 
-class Half(NamedTuple):
-    """A half of a separable module, with the slots of its tensors, -1 for none.
+class HalfSlots(NamedTuple):
+    """A half of a separable module by the slots of its tensors, -1 for none.
 
-    Without a mean its norm takes the moments of the batch.
+    Its norm takes the moments of the batch where there is no slot of a mean.
     """
 
     shape: Shape
@@ -45,7 +48,7 @@ class Term(NamedTuple):
     """An option of an edge: its halves, or the slots of its values and of the four tensors of the norm of an other."""
 
     option: int
-    halves: tuple[Half, ...]
+    halves: tuple[HalfSlots, ...]
     values: int = -1
     norm: tuple[int, ...] = (-1,) * 4
     other: int = -1
@@ -63,11 +66,9 @@ class Edge(NamedTuple):
 class Plan(NamedTuple):
     """How modules are computed together. Tensors have slots: x, weights, totals, the modules' own, and five an other.
 
-    It keeps none of the modules alive: what is known of a network goes with it.
-
     Attributes:
-        modules, inside: for which it holds: the modules, the options of mixtures, and what halves consist of. Weak
-            where they could be the key of a plan, which else would never be forgotten.
+        modules: for which it holds; weak, since one is the key of the plan, and else would never be forgotten.
+        inside: the options of these, and the children of what has halves: all as they were when it was made.
         called: whether it holds in a call of a supernet, where what is shared is one option for all edges.
         norms: batch norms of halves.
         modes: of these, as `_mode` has them.
@@ -75,9 +76,10 @@ class Plan(NamedTuple):
         own: dictionaries and keys, where the modules' own tensors are.
         shapes: of these.
         inputs: the channels of x for which it holds.
-        others: options without halves, which give values and a norm.
-        terms: those of all edges that have halves.
-        images: the slots of images.
+        others: options without halves, which run by themselves up to their last norm.
+        edges: in the order of the modules.
+        terms: those of all edges that have halves, in their order.
+        images: the slots of tensors (B, C, H, W), which the kernels read in channels-last.
     """
 
     modules: tuple[ref[nn.Module], ...]
@@ -115,7 +117,13 @@ def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[
 
 
 def added(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[Tensor]:
-    """totals[i] + modules[i](x) of all modules; None for zeros. Soft mixtures may be among the modules."""
+    """totals[i] + modules[i](x) for every i; a total may be None, which is zero.
+
+    Args:
+        modules: mixtures, under the weights of the current call of the supernet, or any others.
+        x: (B, C, H, W).
+        totals: of the shapes that the modules give.
+    """
     found = together(modules, x, totals)
     if found is not None:
         return found
@@ -321,7 +329,7 @@ def _placed(term: Term, start: int) -> Term:
     return term._replace(values=first, norm=tuple(range(first + 1, first + 5)))
 
 
-def _halves(plan: Plan, first: int, parts: Sequence[Parts]) -> tuple[Half, ...]:
+def _halves(plan: Plan, first: int, parts: Sequence[Half]) -> tuple[HalfSlots, ...]:
     """The halves of an option, with slots from `first` on for what is noted in the plan."""
     total, made = 1, []
 
@@ -348,7 +356,9 @@ def _halves(plan: Plan, first: int, parts: Sequence[Parts]) -> tuple[Half, ...]:
             (slot(depthwise, "weight"), slot(pointwise, "weight")),
             (slot(norm, "weight"), slot(norm, "bias")),
         )
-        made.append(Half((kernel, stride, dilation, pointwise.out_channels), *weights, *moments, *learned, norm.eps))
+        made.append(
+            HalfSlots((kernel, stride, dilation, pointwise.out_channels), *weights, *moments, *learned, norm.eps)
+        )
     return tuple(made)
 
 
