@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture
-from nasengine.elastic import ElasticLayer, Size, active, largest, mask, value
+from nasengine.elastic import ElasticLayer, Size, active, cut, largest, learns_alone, mask, read, value
 from nasengine.layers import put
 
 
@@ -66,14 +66,14 @@ class ElasticToHeads(ElasticLayer):
     def forward(self, x: Tensor) -> Tensor:
         inputs, heads, width = self._receive(x, self.inputs, -1), active(self.heads), active(self.width)
         weight, bias = self._parts()
-        weight, bias = weight[:heads, :width, :inputs], bias[:heads, :width]
-        factors = mask(self.inputs)
-        weight = weight if factors is None else weight * factors
-        factors = mask(self.width) if self.weighted else None
-        if factors is not None:
+        x, weight = read(x, cut(weight, heads, width, inputs), self.inputs)
+        bias, factors, after = cut(bias, heads, width), mask(self.width) if self.weighted else None, None
+        if factors is not None and learns_alone(factors, weight):
+            after = factors
+        elif factors is not None:
             weight, bias = weight * factors[:, None], bias * factors
-        y = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten())
-        return y.view(*x.shape[:-1], heads, width).transpose(1, 2)
+        y = nn.functional.linear(x, weight.flatten(0, 1), bias.flatten()).view(*x.shape[:-1], heads, width)
+        return (y if after is None else y * after).transpose(1, 2)
 
     def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
         inputs, heads, width = (value(size, architecture) for size in (self.inputs, self.heads, self.width))
@@ -127,12 +127,20 @@ class ElasticFromHeads(ElasticLayer):
     def forward(self, x: Tensor) -> Tensor:
         heads, width = self._receive(x, self.heads, 1), self._receive(x, self.width, -1)
         outputs = active(self.outputs)
-        weight = self._weight()[:outputs, :heads, :width]
-        factors = mask(self.heads)
-        weight = weight if factors is None else weight * factors[:, None]
-        factors = mask(self.width)
-        weight = weight if factors is None else weight * factors
-        return nn.functional.linear(x.transpose(1, 2).flatten(2), weight.flatten(1), self.linear.bias[:outputs])
+        weight = cut(self._weight(), outputs, heads, width)
+        factors = self._factors()
+        if factors is not None and learns_alone(factors, weight):
+            x = x * factors[:, None]
+        elif factors is not None:
+            weight = weight * factors
+        return nn.functional.linear(x.transpose(1, 2).flatten(2), weight.flatten(1), cut(self.linear.bias, outputs))
+
+    def _factors(self) -> Tensor | None:
+        """Those of all units: (heads, width), or 1 in place of one of them."""
+        heads, width = mask(self.heads), mask(self.width)
+        if heads is None:
+            return width if width is None else width[None]
+        return heads[:, None] if width is None else heads[:, None] * width
 
     def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
         heads, width, outputs = (value(size, architecture) for size in (self.heads, self.width, self.outputs))

@@ -2,8 +2,8 @@
 
 Hard: the layers compute with a slice of their weights, and nothing else is computed. Soft: the unit u of a size with
 weights p over the values s_i is multiplied by the mask m_u = sum_i p_i [u < s_i] where a layer reads it; under gates by
-its gate. A layer multiplies its weights rather than its input, which is the same sum at a fraction of the cost. The
-modules in between (activations, batch norm, depthwise convolutions) treat every unit by itself and need no mask.
+its gate. A layer multiplies its weights or its input, whichever costs less for the same sum (`read`). The modules in
+between (activations, batch norm, depthwise convolutions) treat every unit by itself and need no mask.
 """
 
 from __future__ import annotations
@@ -101,6 +101,33 @@ def mask(size: int | Size) -> Tensor | None:
     if isinstance(weights, Gates):
         return weights.values if len(weights.values) == size.largest else None
     return once_a_call(size, lambda: weights @ steps(size, weights))
+
+
+def cut(tensor: Tensor, *counts: int) -> Tensor:
+    """The first `counts` entries of the first dimensions; a slice only where it is smaller.
+
+    The gradient of a slice is a copy of the whole tensor, also where nothing is left out.
+    """
+    for dim, count in enumerate(counts):
+        tensor = tensor if tensor.shape[dim] == count else tensor.narrow(dim, 0, count)
+    return tensor
+
+
+def read(x: Tensor, weight: Tensor, size: int | Size) -> tuple[Tensor, Tensor]:
+    """Inputs (..., units) and a weight (..., units) that reads them, one of which is multiplied by the mask of a size.
+
+    That is the weight, which has fewer numbers; but the inputs where the mask alone learns, whose gradient would else
+    need that of the weight, a product of matrices.
+    """
+    factors = mask(size)
+    if factors is None:
+        return x, weight
+    return (x * factors, weight) if learns_alone(factors, weight) else (x, weight * factors)
+
+
+def learns_alone(factors: Tensor, weight: Tensor) -> bool:
+    """Whether factors need a gradient and the weight that they could be multiplied into needs none."""
+    return torch.is_grad_enabled() and factors.requires_grad and not weight.requires_grad
 
 
 def steps(size: Size, like: Tensor) -> Tensor:

@@ -15,16 +15,10 @@ from torch import Tensor, nn
 
 from nasengine.architecture import Architecture
 from nasengine.depthwise import depthwise
-from nasengine.elastic import ElasticLayer, Size, active, largest, mask, value
+from nasengine.elastic import ElasticLayer, Size, active, cut, largest, mask, read, value
 from nasengine.errors import ArchitectureError
 from nasengine.operations import DepthwiseConv, pointwise
 from nasengine.supernet import Gates, decided
-
-
-def _cut(weight: Tensor, outputs: int, inputs: int) -> Tensor:
-    """The first outputs and inputs of a weight (outputs, inputs, ...)."""
-    whole = weight.shape[0] == outputs and weight.shape[1] == inputs
-    return weight if whole else weight[:outputs, :inputs]
 
 
 def put(parameter: Tensor | None, values: Tensor) -> None:
@@ -47,16 +41,15 @@ class ElasticLinear(ElasticLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         inputs, outputs = self._receive(x, self.inputs, -1), active(self.outputs)
-        weight, bias = _cut(self.linear.weight, outputs, inputs), self.linear.bias
-        factors = mask(self.inputs)
-        weight = weight if factors is None else weight * factors
-        return F.linear(x, weight, bias if bias is None else bias[:outputs])
+        x, weight = read(x, cut(self.linear.weight, outputs, inputs), self.inputs)
+        bias = self.linear.bias
+        return F.linear(x, weight, bias if bias is None else cut(bias, outputs))
 
     def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
         inputs, outputs = value(self.inputs, architecture), value(self.outputs, architecture)
         layer = nn.Linear(inputs, outputs, self.linear.bias is not None).to(self.linear.weight)
         if inherit:
-            put(layer.weight, _cut(self.linear.weight, outputs, inputs))
+            put(layer.weight, cut(self.linear.weight, outputs, inputs))
             if layer.bias is not None:
                 put(layer.bias, self.linear.bias[:outputs])
         return layer
@@ -217,7 +210,7 @@ class ElasticLayerNorm(ElasticLayer):
         count, norm = self._receive(x, self.size, -1), self.norm
         shares = mask(self.size)
         if shares is None:
-            return F.layer_norm(x, (count,), norm.weight[:count], norm.bias[:count], norm.eps)
+            return F.layer_norm(x, (count,), cut(norm.weight, count), cut(norm.bias, count), norm.eps)
         if isinstance(self.size, Size) and isinstance(decided(self.size.label), Gates):
             shares = (shares != 0).to(x.dtype)
         shares = shares / shares.sum().clamp(min=torch.finfo(shares.dtype).tiny)  # all gates may be zero
@@ -264,10 +257,10 @@ class _ElasticConv(ElasticLayer, abc.ABC):
 
     def forward(self, x: Tensor) -> Tensor:
         inputs, outputs = self._receive(x, self.inputs, 1), active(self.outputs)
-        weight, bias = self.taps(_cut(self.conv.weight, outputs, inputs)), self.conv.bias
+        weight, bias = self.taps(cut(self.conv.weight, outputs, inputs)), self.conv.bias
         factors = mask(self.inputs)
         weight = weight if factors is None else weight * factors.view(-1, *[1] * self._dims)
-        return self._convolve(x, weight, bias if bias is None else bias[:outputs])
+        return self._convolve(x, weight, bias if bias is None else cut(bias, outputs))
 
     @abc.abstractmethod
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
@@ -277,7 +270,7 @@ class _ElasticConv(ElasticLayer, abc.ABC):
         kernel, biased = value(self.taps.kernel, architecture), self.conv.bias is not None
         layer = self._plain(inputs, outputs, kernel, self.stride, kernel // 2, bias=biased).to(self.conv.weight)
         if inherit:
-            put(layer.weight, self.taps.cut(_cut(self.conv.weight, outputs, inputs), kernel))
+            put(layer.weight, self.taps.cut(cut(self.conv.weight, outputs, inputs), kernel))
             if self.conv.bias is not None:
                 put(layer.bias, self.conv.bias[:outputs])
         return layer
@@ -331,14 +324,14 @@ class ElasticDepthwiseConv2d(ElasticLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         channels = self._receive(x, self.channels, 1)
-        weight = self.taps(_cut(self.conv.weight, channels, 1))
+        weight = self.taps(cut(self.conv.weight, channels, 1))
         return depthwise(x, weight, self.stride, weight.shape[-1] // 2, 1)
 
     def fixed(self, architecture: Architecture, inherit: bool) -> nn.Module:
         channels, kernel = value(self.channels, architecture), value(self.taps.kernel, architecture)
         layer = DepthwiseConv(channels, kernel, self.stride).to(self.conv.weight)
         if inherit:
-            put(layer.weight, self.taps.cut(_cut(self.conv.weight, channels, 1), kernel))
+            put(layer.weight, self.taps.cut(cut(self.conv.weight, channels, 1), kernel))
         return layer
 
     def permute(self, size: Size, order: Tensor) -> None:

@@ -15,6 +15,7 @@ from nasengine.architecture import Architecture, Choice
 from nasengine.edges import states_of
 from nasengine.encoding import Graphs, encode_cells
 from nasengine.errors import ArchitectureError, DataError
+from nasengine.operations import ReluConvNorm
 from nasengine.settings import setting, validate
 from nasengine.space import Benchmark, Space
 from nasengine.supernet import MixedOp, Shared, Zero
@@ -31,7 +32,8 @@ _FIRST: Final = "cifar10_test_accuracy"
 
 def _convolution(kernel: int, inputs: int, outputs: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(relu, conv, nn.BatchNorm2d(outputs, affine=affine))
+    kind = ReluConvNorm if kernel == 1 else nn.Sequential
+    return kind(relu, conv, nn.BatchNorm2d(outputs, affine=affine))
 
 
 OPERATIONS: Final[Mapping[str, Callable[[int, bool, nn.Module], nn.Module]]] = {

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from nasengine.architecture import Architecture
 from nasengine.elastic import ElasticLayer, value
 from nasengine.seeding import generator
-from nasengine.supernet import Mixture, Supernet, fix
+from nasengine.supernet import Gates, Mixture, Supernet, fix
 from nasengine.testing import SmoothSpace
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -52,6 +52,28 @@ def gradient_entries(layer: nn.Module, output: Tensor) -> dict[str, int]:
     loss = (output * numbers(*output.shape, seed=9)).sum()
     found = torch.autograd.grad(loss, list(layer.parameters()), materialize_grads=True)
     return {name: int((g != 0).sum()) for (name, _), g in zip(layer.named_parameters(), found, strict=True)}
+
+
+def learning(network: nn.Module, x: Tensor, mixture: Mixture, weights_too: bool) -> tuple[list[Tensor], int]:
+    """Outputs with first and second derivatives in the mixture and in x, and the flops of the first ones.
+
+    Args:
+        weights_too: whether the network's weights need gradients as well, which are not among these.
+    """
+    network.requires_grad_(weights_too)
+    soft = {label: w.values if isinstance(w, Gates) else w for label, w in mixture.items() if not isinstance(w, int)}
+    leaves = {label: w.detach().clone().requires_grad_() for label, w in soft.items()}
+    inputs = [x.detach().clone().requires_grad_(), *leaves.values()]
+    given = {
+        label: Gates(leaves[label]) if isinstance(w, Gates) else leaves.get(label, w) for label, w in mixture.items()
+    }
+    output = call(network, inputs[0], given)
+    upstream = numbers(*output.shape, seed=9)
+    needed = [*inputs, *network.parameters()] if weights_too else inputs
+    with FlopCounterMode(display=False) as counter:
+        first = torch.autograd.grad(output, needed, upstream, create_graph=True)[: len(inputs)]
+    second = torch.autograd.grad(sum((g * g).sum() for g in first), inputs)
+    return [output, *first, *second], int(counter.get_total_flops())
 
 
 def derived_costs(layer: ElasticLayer, architecture: Architecture, x: Tensor) -> tuple[int, int]:

@@ -28,6 +28,7 @@ from tests.nasengine.calls import (
     declared_costs,
     derived_costs,
     gradient_entries,
+    learning,
     numbers,
     randomised,
     weights,
@@ -140,6 +141,15 @@ def test_gates_multiply_the_activations(label: str) -> None:
     gates = numbers(SIZES[label].largest)
     expected = reference(layer, x, masks._replace(**{label: gates}))
     close(call(layer, x, {**LARGEST, label: Gates(gates)}), expected)
+
+
+@pytest.mark.parametrize("label", ["", *SIZES])
+def test_masks_that_learn_alone_have_the_same_gradients(label: str) -> None:
+    mixture = {**LARGEST, label: Gates(numbers(SIZES[label].largest))} if label else soft_masks()[0]
+    (alone, fewer), (both, flops) = (learning(elastic(), numbers(2, 5, 6), mixture, too) for too in (False, True))
+    for one, other in zip(alone, both, strict=True):
+        close(one, other)
+    assert fewer < flops
 
 
 def test_one_width_for_queries_keys_and_values() -> None:

@@ -286,7 +286,9 @@ def evaluated(
 @pytest.mark.parametrize("training", [True, False])
 def test_a_supernet_in_compiled_loops_is_the_plain_one(name: str, settings: dict[str, str], training: bool) -> None:
     shapes = Shapes((3, 9, 9), 4)
-    made = resolve_space(name, {}, settings).supernet(shapes, F.cross_entropy).train(training)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of some weights a rectifier falls on the other side of its kink
+        made = resolve_space(name, {}, settings).supernet(shapes, F.cross_entropy).train(training)
     fast = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     plain, double = copy.deepcopy(fast), copy.deepcopy(fast).double()
     double.share = plain.share = False

@@ -15,6 +15,7 @@ from nasengine.elastic import (
     Resize,
     Size,
     active,
+    cut,
     largest,
     mask,
     steps,
@@ -108,6 +109,12 @@ def test_steps_and_masks_carry_gradient() -> None:
     assert factors is not None
     (slope,) = torch.autograd.grad(factors[2], shares)
     assert slope.tolist() == [0, 1, 1]
+
+
+def test_a_tensor_is_cut_only_where_it_is_larger() -> None:
+    whole = numbers(4, 5, 6)
+    assert cut(whole) is cut(whole, 4, 5) is whole
+    assert torch.equal(cut(whole, 4, 2, 3), whole[:, :2, :3])
 
 
 def test_a_mask_is_computed_once_a_call() -> None:

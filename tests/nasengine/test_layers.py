@@ -34,6 +34,7 @@ from tests.nasengine.calls import (
     declared_costs,
     derived_costs,
     gradient_entries,
+    learning,
     numbers,
     randomised,
     weights,
@@ -107,6 +108,16 @@ def test_gates_multiply_the_activations() -> None:
     hidden = torch.tanh(x @ first.linear.weight.T + first.linear.bias)
     expected = (hidden * gates) @ second.linear.weight.T + second.linear.bias
     close(call(nn.Sequential(first, nn.Tanh(), second), x, {"in": 2, "out": Gates(gates)}), expected)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_where_the_mask_alone_learns_no_product_is_for_the_weights(gated: bool) -> None:
+    layer, x = randomised(ElasticLinear(IN, 3)), numbers(6, 4)
+    mixture = {"in": Gates(numbers(4, seed=1)) if gated else SHARES["in"]}
+    (alone, fewer), (both, flops) = (learning(layer, x, mixture, weights_too) for weights_too in (False, True))
+    for one, other in zip(alone, both, strict=True):
+        close(one, other)
+    assert flops - fewer == 2 * 6 * 4 * 3
 
 
 def test_inheriting_or_not() -> None:

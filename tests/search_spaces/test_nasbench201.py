@@ -17,10 +17,11 @@ from nasengine.architecture import Architecture
 from nasengine.drawing import changes, draw, text
 from nasengine.errors import ArchitectureError, DataError, SettingError
 from nasengine.seeding import generator
+from nasengine.separable import by_formula
 from nasengine.supernet import MixedOp, Shared
 from nasengine.task import Shapes
 from nasengine.testing import check_space
-from search_spaces.nasbench201 import NASBench201, Network, ResidualBlock, derived_cell, search_cell
+from search_spaces.nasbench201 import OPERATIONS, NASBench201, Network, ResidualBlock, derived_cell, search_cell
 
 NAMES = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 LABELS = ("cell/0-1", "cell/0-2", "cell/1-2", "cell/0-3", "cell/1-3", "cell/2-3")
@@ -129,6 +130,26 @@ def test_a_node_is_the_sum_of_its_edges() -> None:
     one = F.batch_norm(F.conv2d(x.relu(), first), None, None, training=True)
     two = F.batch_norm(F.conv2d(one.relu(), second, padding=1), None, None, training=True)
     torch.testing.assert_close(cell(x), two)
+
+
+def test_1x1_convolutions_in_compiled_loops_are_the_plain_ones() -> None:
+    operation = OPERATIONS["nor_conv_1x1"](5, True, nn.ReLU())
+    x = torch.randn(3, 5, 6, 4, generator=generator(0)).requires_grad_()
+    inputs = [x, *operation.parameters()]
+
+    def derivatives() -> list[torch.Tensor]:
+        output = operation(x)
+        first = torch.autograd.grad(output, inputs, output.detach().cos(), create_graph=True)
+        second = torch.autograd.grad(
+            torch.stack([g.square().sum() for g in first]).sum(), inputs, materialize_grads=True
+        )
+        return [output, *first, *second]
+
+    found = derivatives()
+    assert "Added" in str(found[0].grad_fn)
+    with by_formula():
+        for mine, plain in zip(found, derivatives(), strict=True):
+            torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
 
 
 def test_residual_block() -> None:
