@@ -149,7 +149,7 @@ def test_1x1_convolutions_in_compiled_loops_are_the_plain_ones() -> None:
     assert "Added" in str(found[0].grad_fn)
     with by_formula():
         for mine, plain in zip(found, derivatives(), strict=True):
-            torch.testing.assert_close(mine, plain, rtol=1e-4, atol=1e-4)
+            assert (mine - plain).norm() <= 1e-3 * plain.norm() + 1e-4
 
 
 def test_residual_block() -> None:
