@@ -101,21 +101,6 @@ _plans: WeakKeyDictionary[nn.Module, list[Plan]] = WeakKeyDictionary()
 Tensors = Sequence[Tensor | None]
 
 
-def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[Tensor]:
-    """All states of a cell up to number `last`: the given ones, then sums of what the edges "source-node" give."""
-    states = list(given)
-    totals: dict[int, Tensor] = {}
-    for source in range(last):
-        later = [node for node in range(max(source + 1, len(given)), last + 1) if f"{source}-{node}" in edges]
-        if later:
-            modules = [edges[f"{source}-{node}"] for node in later]
-            found = added(modules, states[source], [totals.get(node) for node in later])
-            totals.update(zip(later, found, strict=True))
-        if source + 1 >= len(given):
-            states.append(totals[source + 1])
-    return states
-
-
 def added(modules: Sequence[nn.Module], x: Tensor, totals: Tensors) -> list[Tensor]:
     """totals[i] + modules[i](x) for every i; a total may be None, which is zero.
 

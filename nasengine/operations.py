@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nasengine.depthwise import depthwise
-from nasengine.edges import together
+from nasengine.edges import added, together
 from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed, WeighsImages, is_hooked
 from nasengine.separable import Pair, is_fast, separable
 from nasengine.subnets import judging
@@ -236,6 +236,33 @@ def dil_conv(channels: int, kernel: int, stride: int, affine: bool, relu: nn.Mod
 def skip_connect(channels: int, stride: int, affine: bool, relu: nn.Module) -> nn.Module:
     """The identity, or a FactorizedReduce where the stride is 2."""
     return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine, relu)
+
+
+def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[Tensor]:
+    """All states of a cell up to number `last`: the given ones, then sums of what the edges "source-node" give."""
+    if not torch.is_grad_enabled():
+        return _node_by_node(given, edges, last)
+    states = list(given)
+    totals: dict[int, Tensor] = {}
+    for source in range(last):
+        later = [node for node in range(max(source + 1, len(given)), last + 1) if f"{source}-{node}" in edges]
+        if later:
+            modules = [edges[f"{source}-{node}"] for node in later]
+            found = added(modules, states[source], [totals.get(node) for node in later])
+            totals.update(zip(later, found, strict=True))
+        if source + 1 >= len(given):
+            states.append(totals[source + 1])
+    return states
+
+
+def _node_by_node(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[Tensor]:
+    """The same with the least memory, where nothing is gained by computing together what leaves a state."""
+    states = list(given)
+    for node in range(len(given), last + 1):
+        sources = [source for source in range(node) if f"{source}-{node}" in edges]
+        terms = [edges[f"{source}-{node}"](states[source]) for source in sources]
+        states.append(sum(terms[1:], start=terms[0]))
+    return states
 
 
 Factory = Callable[[int, int, bool, nn.Module], nn.Module]

@@ -9,9 +9,8 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from nasengine.edges import states_of
 from nasengine.errors import DataError
-from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, relu_conv_norm
+from nasengine.operations import OPERATIONS, DropPath, FactorizedReduce, relu_conv_norm, states_of
 from nasengine.supernet import MixedOp, Shared
 from nasengine.task import Shapes
 

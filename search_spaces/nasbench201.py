@@ -12,10 +12,9 @@ import networkx as nx
 from torch import Tensor, nn
 
 from nasengine.architecture import Architecture, Choice
-from nasengine.edges import states_of
 from nasengine.encoding import Graphs, encode_cells
 from nasengine.errors import ArchitectureError, DataError
-from nasengine.operations import ReluConvNorm
+from nasengine.operations import ReluConvNorm, states_of
 from nasengine.settings import setting, validate
 from nasengine.space import Benchmark, Space
 from nasengine.supernet import MixedOp, Shared, Zero
