@@ -18,7 +18,7 @@ from nasengine.edges import added, together
 from nasengine.mixing import EndsInNorm, Half, Separable, Statistics, Unnormed, WeighsImages, is_hooked
 from nasengine.separable import Pair, is_fast, separable
 from nasengine.subnets import judging
-from nasengine.supernet import Shared, Zero
+from nasengine.supernet import MixedOp, Shared, Zero
 
 
 class FactorizedReduce(nn.Module, EndsInNorm):
@@ -255,12 +255,17 @@ def states_of(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[
     return states
 
 
+def _gives_nothing(edge: nn.Module) -> bool:
+    return isinstance(edge, Zero) or (isinstance(edge, MixedOp) and edge.is_zero())
+
+
 def _node_by_node(given: Sequence[Tensor], edges: nn.ModuleDict, last: int) -> list[Tensor]:
     """The same with the least memory, where nothing is gained by computing together what leaves a state."""
     states = list(given)
     for node in range(len(given), last + 1):
-        sources = [source for source in range(node) if f"{source}-{node}" in edges]
-        terms = [edges[f"{source}-{node}"](states[source]) for source in sources]
+        found = [(source, edges[f"{source}-{node}"]) for source in range(node) if f"{source}-{node}" in edges]
+        used = [(source, edge) for source, edge in found if not _gives_nothing(edge)]
+        terms = [edge(states[source]) for source, edge in used or found]
         states.append(sum(terms[1:], start=terms[0]))
     return states
 

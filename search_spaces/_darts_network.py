@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -125,14 +125,6 @@ class BlueprintCell(SearchCell):
 
     def __init__(self, kind: str, nodes: int, plan: CellPlan) -> None:
         super().__init__(kind, nodes, plan, affine=True)
-
-    def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
-        states = self.preprocess(before_last, last)
-        for node in range(2, self.nodes + 2):
-            edges = (cast(MixedOp, self.edges[f"{source}-{node}"]) for source in range(node))
-            terms = [edge(state) for edge, state in zip(edges, states, strict=True) if not edge.is_zero()]
-            states.append(sum(terms[1:], start=terms[0]))
-        return torch.cat(states[2:], dim=1)
 
     @staticmethod
     def _common(plan: CellPlan, source: int) -> dict[str, nn.Module]:
