@@ -32,7 +32,7 @@ _CHUNKS: Final = 16
 _SLACK: Final = 2048  # bytes: tiles read up to seven pixels too far
 _PIXELS: Final = 128
 """Of the output, that go through everything at a time: some rows."""
-COMPILING: Final = "loops are being compiled for this machine, once: that takes about 15 s"
+COMPILING: Final = "loops are being compiled for this machine, once: that takes about 25 s"
 _SILENT = 4.0  # seconds in which nothing is told: a cache is read in one
 _told: ContextVar[Callable[[str], object]] = ContextVar(
     "nasengine_launch_told", default=logging.getLogger("nasengine").info

@@ -1,8 +1,6 @@
-"""Weighted sums of operations whose last batch norms are not applied one by one, but within the sum.
+"""What operations give before their last batch norm, with its moments: what `nasengine.edges` sums without norming.
 
-sum_k w_k * norm_k(z_k) = sum_k s_k * (z_k - mean_k) + d  with  s_k = w_k * gamma_k / sqrt(var_k + eps)  and
-d = sum_k w_k * beta_k, per channel: what a mixture of operations (arXiv:1806.09055, eq. 2) costs is then one pass over
-the values, forward and backward, and nothing but the values is kept for the gradient.
+Moments are taken in compiled loops where `nasengine.separable.is_fast` says so, and move the running ones all at once.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def test_a_compilation_is_told_once() -> None:
     notes: list[str] = []
     with launch.telling(notes.append):
         assert launch.compiled() and launch.compiled()
-    assert notes == ["loops are being compiled for this machine, once: that takes about 15 s"]
+    assert notes == ["loops are being compiled for this machine, once: that takes about 25 s"]
 
 
 @pytest.mark.usefixtures("anew")
